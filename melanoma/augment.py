@@ -1,0 +1,115 @@
+"""Random variants of an image, with its mask through the same geometry; the copies that balance the classes.
+
+The same function makes the copies that are stored before training and the variants that are drawn during it.
+"""
+
+import numpy as np
+from PIL import Image
+
+ROTATION = 180.0  # degrees either way: a lesion has no upright
+SHEAR = 10.0  # degrees either way
+ZOOM = (0.85, 1.15)  # factor on the lesion's size
+TRIM = 0.012  # of the side, off each edge before it is mirrored: many photographs have a thin frame of another colour
+SHIFT = 0.05  # of the side, either way
+BRIGHTNESS = SATURATION = 0.2  # relative change, either way
+GAMMA = 0.2  # of the exponent's logarithm, either way: darker or lighter middle tones
+TINT = 0.05  # relative change of one colour channel, either way: cameras and lamps differ
+
+
+def random_geometry(rng: np.random.Generator, size: int) -> np.ndarray:
+    """A random rotation, shear, zoom, shift and mirroring about the centre of a square image.
+
+    Returns:
+        float64 (2, 3): maps (x, y, 1) of the result to (x, y) of the image, in pixels.
+    """
+    turn, shear = np.radians([rng.uniform(-ROTATION, ROTATION), rng.uniform(-SHEAR, SHEAR)])
+    scale = 1 / rng.uniform(*ZOOM)
+    mirror = rng.choice([-1.0, 1.0])
+    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
+    linear = rotation @ np.array([[1.0, np.tan(shear)], [0.0, 1.0]]) @ np.diag([mirror * scale, scale])
+    centre = np.full(2, size / 2)
+    shift = rng.uniform(-SHIFT, SHIFT, 2) * size
+    return np.column_stack([linear, centre + shift - linear @ centre])
+
+
+def warp(array: np.ndarray, geometry: np.ndarray) -> np.ndarray:
+    """Applies a geometry; what comes from outside the frame is its reflection.
+
+    Args:
+        array: uint8 (S, S, 3) image, or (S, S, 1) mask of {0, 1}, which stays of {0, 1}.
+        geometry: (2, 3) from `random_geometry`.
+
+    Returns:
+        uint8, of the array's shape.
+    """
+    size = array.shape[0]
+    is_mask = array.shape[2] == 1
+    # Half a side is more than the corners of a turned, sheared and shrunk frame reach out.
+    margin = size // 2
+    trim = round(TRIM * size)
+    inner, width = array[trim : size - trim, trim : size - trim], margin + trim
+    padded = np.pad(inner, ((width, width), (width, width), (0, 0)), mode="symmetric")
+    offset = geometry.copy()
+    offset[:, 2] += margin
+    picture = Image.fromarray(padded[..., 0] * np.uint8(255) if is_mask else padded)
+    warped = picture.transform(
+        (size, size), Image.Transform.AFFINE, tuple(offset.ravel()), resample=Image.Resampling.BILINEAR
+    )
+    result = np.asarray(warped)
+    return (result > 127).astype(np.uint8)[..., None] if is_mask else result
+
+
+def random_colour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Changes brightness, saturation, tint and middle tones at random.
+
+    Args:
+        image: uint8 (S, S, 3).
+
+    Returns:
+        uint8 (S, S, 3). Black, as in a masked background, stays black.
+    """
+    brightness, saturation = 1 + rng.uniform(-1, 1, 2) * (BRIGHTNESS, SATURATION)
+    gains = brightness * (1 + rng.uniform(-TINT, TINT, 3))
+    gamma = np.exp(rng.uniform(-GAMMA, GAMMA))
+    grey = np.full((3, 3), 1 / 3)
+    mix = gains[:, None] * (grey + saturation * (np.eye(3) - grey))
+    tones = 255 * np.linspace(0, 1, 256) ** gamma
+    picture = Image.fromarray(image).convert("RGB", tuple(np.column_stack([mix, np.zeros(3)]).ravel()))
+    return np.asarray(picture.point(3 * tones.round().astype(int).tolist()))
+
+
+def vary(
+    image: np.ndarray, rng: np.random.Generator, mask: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """A random variant of an image, and its mask through the same geometry.
+
+    Args:
+        image: uint8 (S, S, 3).
+        rng: decides the variant.
+        mask: uint8 (S, S, 1) of {0, 1}, or None.
+
+    Returns:
+        Image and mask of the same shapes and dtypes; None for the mask where none was given.
+    """
+    geometry = random_geometry(rng, image.shape[0])
+    varied = random_colour(warp(image, geometry), rng)
+    return varied, None if mask is None else warp(mask, geometry)
+
+
+def copies(labels: np.ndarray, minorities: tuple[int, ...], times: float) -> list[int]:
+    """Which rows to copy so that each minority class has `times` as many images.
+
+    Args:
+        labels: int (N,).
+        minorities: the classes to enlarge.
+        times: 1 or more; round(times * n) images of a class of n come out, originals included.
+
+    Returns:
+        Row of the original for every copy to make; the originals of a class take turns.
+    """
+    rows: list[int] = []
+    for label in minorities:
+        originals = np.flatnonzero(labels == label)
+        wanted = round(times * len(originals)) - len(originals)
+        rows += [int(originals[turn % len(originals)]) for turn in range(wanted)]
+    return rows

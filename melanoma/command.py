@@ -1,0 +1,113 @@
+"""What every script's command line shares: flags, exit codes, progress, the closing line."""
+
+import argparse
+import errno
+import logging
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from tqdm import tqdm
+
+from melanoma.errors import InputError
+
+T = TypeVar("T")
+
+log = logging.getLogger("melanoma")
+
+# The operating system's word on a full disk or a folder that may not be written: the user's to mend, not a bug.
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows the script's docstring as it stands, and every flag's default."""
+
+
+def positive_int(text: str) -> int:
+    """An argparse type: a whole number from 1 up."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """An argparse type: a number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value} is not above 0")
+    return value
+
+
+def at_least_one(text: str) -> float:
+    """An argparse type: a number from 1 up."""
+    value = float(text)
+    if not 1 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+    return value
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """A strict parser with the flags that every script has: --data, --graphics, --seed, --limit."""
+    flags = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+    flags.add_argument("--data", type=Path, default=Path("data"), help="folder of arrays and weights")
+    flags.add_argument("--graphics", type=Path, default=Path("graphics"), help="folder of PNGs and figures")
+    flags.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    flags.add_argument("--limit", type=positive_int, help="first N images of each split, for a quick try")
+    return flags
+
+
+def training_flags(
+    flags: argparse.ArgumentParser, *, epochs: int | None, batch_size: int, learning_rate: float | None, note: str = ""
+) -> None:
+    """Adds the flags of the scripts that train: --epochs, --batch-size, --learning-rate."""
+    flags.add_argument("--epochs", type=positive_int, default=epochs, help=f"most epochs to train{note}")
+    flags.add_argument("--batch-size", type=positive_int, default=batch_size, help="images per step")
+    flags.add_argument("--learning-rate", type=positive_float, default=learning_rate, help=f"of the first step{note}")
+
+
+def progress(items: Iterable[T], label: str, total: int) -> Iterator[T]:
+    """Passes items through, with a bar on a terminal and a line for every tenth of the work in a log."""
+    if sys.stderr.isatty():
+        yield from tqdm(items, desc=label, total=total)
+        return
+    tenth = 0
+    for done, item in enumerate(items, start=1):
+        yield item
+        if done * 10 // total > tenth:
+            tenth = done * 10 // total
+            log.info("%s %d/%d", label, done, total)
+
+
+def peak_memory() -> float:
+    """Largest resident memory of this process so far, in GiB."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def run(flags: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None]) -> None:
+    """Parses the command line, runs `main`, and exits.
+
+    Exit codes: 0 done; 2 bad usage or bad input; 3 an earlier stage is missing or stale; 130 interrupted; 1 a bug.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
+    log.setLevel(logging.INFO)
+    start = time.perf_counter()
+    arguments = flags.parse_args()
+    try:
+        main(arguments)
+    except InputError as error:
+        print(f"{flags.prog}: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        print(f"{flags.prog}: {error.filename or arguments.data}: {error.strerror}", file=sys.stderr)
+        sys.exit(InputError.exit_code)
+    except KeyboardInterrupt:
+        print(f"{flags.prog}: interrupted", file=sys.stderr)
+        sys.exit(130)
+    log.info("done in %.0f s, peak memory %.2f GiB", time.perf_counter() - start, peak_memory())

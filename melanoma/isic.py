@@ -1,0 +1,179 @@
+"""The official ISIC 2017 layout on disk, read into records; the ways to divide them into splits.
+
+A source folder holds, for each of Training, Validation and Test_v2, whatever of these there is:
+
+    ISIC-2017_<Name>_Data/ISIC_nnnnnnn.jpg                              photographs (superpixel PNGs are no photographs)
+    ISIC-2017_<Name>_Part1_GroundTruth/ISIC_nnnnnnn_segmentation.png    lesion masks, 0 or 255
+    ISIC-2017_<Name>_Part3_GroundTruth.csv                              image_id,melanoma,seborrheic_keratosis
+
+Source: Codella et al. 2018, arXiv 1710.05006.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from melanoma.errors import InputError
+
+CLASSES = ("benign nevus", "melanoma", "seborrheic keratosis")
+NEVUS, MELANOMA, KERATOSIS = range(3)
+SPLITS = ("train", "val", "test")
+OFFICIAL_NAMES = {"train": "Training", "val": "Validation", "test": "Test_v2"}
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
+SUPERPIXELS = "_superpixels"
+
+# Images per class (nevus, melanoma, keratosis) in the 2018 division of the 2750 pooled images.
+POOL_2018 = (1843, 521, 386)
+PARTS_2018 = {"val": (327, 130, 88), "test": (196, 59, 45)}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One photograph: its id, where it lies, and what is known of it."""
+
+    id: str
+    image: Path
+    mask: Path | None  # None: the split has no mask folder
+    label: int | None  # index into CLASSES; None: the split has no label file
+
+
+def image_folder(source: Path, split: str) -> Path:
+    """Folder of a split's photographs."""
+    return source / f"ISIC-2017_{OFFICIAL_NAMES[split]}_Data"
+
+
+def mask_folder(source: Path, split: str) -> Path:
+    """Folder of a split's lesion masks."""
+    return source / f"ISIC-2017_{OFFICIAL_NAMES[split]}_Part1_GroundTruth"
+
+
+def label_file(source: Path, split: str) -> Path:
+    """CSV of a split's diagnoses."""
+    return source / f"ISIC-2017_{OFFICIAL_NAMES[split]}_Part3_GroundTruth.csv"
+
+
+def first_ids(ids: Sequence[str], count: int = 10) -> str:
+    """The first ids of a list, and how many more there are, for a message."""
+    more = f" and {len(ids) - count} more" if len(ids) > count else ""
+    return ", ".join(ids[:count]) + more
+
+
+def read_labels(path: Path) -> dict[str, int]:
+    """Diagnoses by image id.
+
+    Args:
+        path: CSV with the columns image_id, melanoma, seborrheic_keratosis; the last two 0 or 1, never both 1.
+
+    Returns:
+        {id: index into CLASSES}; both columns 0 means benign nevus.
+
+    Raises:
+        InputError: a column is missing, an id comes twice, a value is not 0 or 1, or both are 1; names the line.
+    """
+    table = pd.read_csv(path, dtype=str, encoding="utf-8-sig")
+    missing = {"image_id", "melanoma", "seborrheic_keratosis"} - set(table.columns)
+    if missing:
+        raise InputError(f"{path}: no column {', '.join(sorted(missing))}; it has {', '.join(table.columns)}")
+    labels: dict[str, int] = {}
+    columns = (table["image_id"], table["melanoma"], table["seborrheic_keratosis"])
+    for line, (name, *texts) in enumerate(zip(*columns, strict=True), start=2):
+        values = pd.to_numeric(pd.Series(texts), errors="coerce").tolist()
+        if any(value not in (0, 1) for value in values) or sum(values) > 1:
+            raise InputError(f"{path}, line {line}: {name} has labels {texts}; expected 0 or 1, and not both 1")
+        if name in labels:
+            raise InputError(f"{path}, line {line}: {name} comes twice")
+        labels[name] = MELANOMA if values[0] else KERATOSIS if values[1] else NEVUS
+    return labels
+
+
+def read_split(source: Path, split: str) -> list[Record]:
+    """The records of one official split, by id; empty where its image folder is absent.
+
+    Raises:
+        InputError: a photograph lacks its mask though the mask folder is there, or its label though the CSV is.
+    """
+    folder, masks, csv = (place(source, split) for place in (image_folder, mask_folder, label_file))
+    if not folder.is_dir():
+        return []
+    images = {
+        path.stem: path
+        for path in sorted(folder.iterdir())
+        if path.suffix.lower() in IMAGE_SUFFIXES and not path.stem.endswith(SUPERPIXELS)
+    }
+    mask_paths = {name: masks / f"{name}_segmentation.png" for name in images} if masks.is_dir() else {}
+    unmasked = [name for name, path in mask_paths.items() if not path.is_file()]
+    if unmasked:
+        raise InputError(f"{masks}: no mask for {first_ids(unmasked)}")
+    labels = read_labels(csv) if csv.is_file() else {}
+    unlabelled = [name for name in images if labels and name not in labels]
+    if unlabelled:
+        raise InputError(f"{csv}: no label for {first_ids(unlabelled)}")
+    return [Record(name, path, mask_paths.get(name), labels.get(name)) for name, path in images.items()]
+
+
+def read_source(source: Path) -> dict[str, list[Record]]:
+    """The records of every official split that the folder holds.
+
+    Raises:
+        InputError: the folder holds no photographs of any split.
+    """
+    splits = {split: records for split in SPLITS if (records := read_split(source, split))}
+    if not splits:
+        expected = ", ".join(image_folder(source, split).name for split in SPLITS)
+        raise InputError(f"{source}: no photographs here; expected at least one of {expected} (README, 'Data')")
+    return splits
+
+
+def divide_2018(splits: dict[str, list[Record]], seed: int) -> dict[str, list[Record]]:
+    """Pools all labelled records and divides them as the 2018 repository did, class by class.
+
+    With the 2750 labelled images of 2018: validation 327 nevi, 130 melanomas, 88 keratoses; test 196, 59, 45; the rest
+    train. With fewer images of a class, its parts shrink in proportion.
+
+    Args:
+        splits: records by official split; unlabelled ones are left out.
+        seed: decides who goes where.
+
+    Raises:
+        InputError: some labelled records have masks and others have none.
+    """
+    pool = [record for records in splits.values() for record in records if record.label is not None]
+    if len({record.mask is None for record in pool}) > 1:
+        raise InputError("--split 2018 mixes the official splits, so either all of them need a mask folder or none")
+    order = np.random.default_rng(seed).permutation(len(pool))
+    divided: dict[str, list[Record]] = {split: [] for split in SPLITS}
+    for label in range(len(CLASSES)):
+        of_class = [pool[row] for row in order if pool[row].label == label]
+        shrink = min(1.0, len(of_class) / POOL_2018[label])
+        start = 0
+        for split, counts in PARTS_2018.items():
+            stop = start + round(counts[label] * shrink)
+            divided[split] += of_class[start:stop]
+            start = stop
+        divided["train"] += of_class[start:]
+    return {split: sorted(records, key=lambda record: record.id) for split, records in divided.items() if records}
+
+
+def interleave(records: list[Record]) -> list[Record]:
+    """The classes taken in turns, so that the first few rows of a split hold each of them."""
+    seen: dict[int | None, int] = {}
+    turns = []
+    for record in records:
+        seen[record.label] = turn = seen.get(record.label, -1) + 1
+        turns.append(turn)
+    return [records[row] for row in np.argsort(turns, kind="stable")]
+
+
+def fingerprint(splits: dict[str, list[Record]]) -> str:
+    """SHA-256 over what a run was given: every record's split, id and label, and its files' names and sizes."""
+    digest = hashlib.sha256()
+    for split, records in splits.items():
+        for record in records:
+            files = [(path.name, path.stat().st_size) for path in (record.image, record.mask) if path]
+            digest.update(repr((split, record.id, record.label, files)).encode())
+    return digest.hexdigest()

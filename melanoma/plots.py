@@ -1,0 +1,133 @@
+"""Figures as PNG, drawn from arrays and saved numbers only."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+DPI = 150
+TRUTH, PREDICTION = "#00e5ff", "#ffd400"  # outlines: cyan and yellow stand out from skin, and from each other in grey
+LINES = ("#1b6ca8", "#d1495b", "#3a7d44")  # blue, red, green; distinct for the commonest colour blindness too
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture of a sheet, with what is drawn on it."""
+
+    image: np.ndarray  # uint8 (S, S, 3), or (S, S, 1) of {0, 1} for a mask
+    title: str = ""
+    truth: np.ndarray | None = None  # masks (S, S, 1), outlined
+    prediction: np.ndarray | None = None
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a figure as PNG and makes its folder where needed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI)
+
+
+def sheet(path: Path, rows: Sequence[Sequence[Tile]], title: str) -> None:
+    """Pictures in rows and columns, masks outlined: truth in cyan, prediction in yellow."""
+    columns = max(len(row) for row in rows)
+    figure = Figure(figsize=(2.1 * columns, 2.3 * len(rows) + 0.4), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for line, row in zip(axes, rows, strict=True):
+        for axis, tile in zip(line, row, strict=False):
+            axis.imshow(tile.image, cmap="gray", vmin=0, vmax=1 if tile.image.shape[-1] == 1 else 255)
+            axis.set_title(tile.title, fontsize=7.5)
+            for mask, colour in ((tile.truth, TRUTH), (tile.prediction, PREDICTION)):
+                if mask is not None and 0 < mask.sum() < mask.size:
+                    axis.contour(mask[..., 0], levels=[0.5], colors=colour, linewidths=1.0)
+    save(figure, path)
+
+
+def training_curves(path: Path, history: dict[str, list[float]], names: dict[str, str], title: str) -> None:
+    """Training and validation curves over epochs, a panel for each quantity, the best epoch marked.
+
+    Args:
+        path: PNG to write.
+        history: values per epoch; a quantity `q` of validation is `val_q`. The last quantity named decides the best
+            epoch, the one of its highest value.
+        names: {quantity: label of its axis}.
+        title: over the panels.
+    """
+    figure = Figure(figsize=(4.2 * len(names), 3.4), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    monitored = list(names)[-1]
+    decisive = history.get(f"val_{monitored}", history[monitored])
+    best = int(np.nanargmax(decisive)) + 1
+    for axis, (quantity, label) in zip(figure.subplots(1, len(names), squeeze=False)[0], names.items(), strict=True):
+        for key, name, colour in ((quantity, "train", LINES[0]), (f"val_{quantity}", "validation", LINES[1])):
+            if key in history:
+                epochs = range(1, len(history[key]) + 1)
+                axis.plot(epochs, history[key], color=colour, label=name, marker="o", markersize=3)
+        axis.axvline(best, color="0.6", linestyle=":", label=f"best epoch, {best}")
+        axis.set_xlabel("epoch")
+        axis.set_ylabel(label)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.25)
+        axis.legend(fontsize=8)
+    save(figure, path)
+
+
+def draw_roc(axis: Axes, curves: Sequence[dict[str, Any]]) -> None:
+    """ROC curves with areas, the chance line and operating points on given axes.
+
+    Args:
+        axis: where to draw.
+        curves: each with name, false_positive_rate, true_positive_rate (lists in [0, 1]), auc, and operating_point, a
+            pair of the two rates or None.
+    """
+    axis.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1, label="chance, AUC 0.5")
+    for curve, colour in zip(curves, LINES, strict=False):
+        label = f"{curve['name']}, AUC {curve['auc']:.3f}"
+        axis.plot(curve["false_positive_rate"], curve["true_positive_rate"], color=colour, linewidth=1.8, label=label)
+        if curve["operating_point"]:
+            axis.plot(*curve["operating_point"], marker="o", color=colour, markeredgecolor="white", markersize=8)
+    axis.plot([], [], marker="o", color="0.4", linestyle="none", label="operating point (threshold from validation)")
+    axis.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    axis.grid(alpha=0.25)
+    axis.legend(loc="lower right", fontsize=8)
+
+
+def draw_confusion(axis: Axes, matrix: np.ndarray, names: Sequence[str]) -> None:
+    """A confusion matrix on given axes: counts and per cent of each row, shaded by the latter.
+
+    Args:
+        axis: where to draw.
+        matrix: int (K, K), rows truth, columns prediction.
+        names: of the K classes.
+    """
+    share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), count in np.ndenumerate(matrix):
+        colour = "white" if share[row, column] > 0.55 else "black"
+        text = f"{count}\n{100 * share[row, column]:.1f} %"
+        axis.text(column, row, text, ha="center", va="center", color=colour, fontsize=11)
+    labels = [name.replace(" ", "\n") for name in names]
+    axis.set_xticks(range(len(names)), labels, fontsize=9)
+    axis.set_yticks(range(len(names)), labels, fontsize=9)
+    axis.set(xlabel="predicted", ylabel="truth")
+
+
+def roc(path: Path, curves: Sequence[dict[str, Any]], title: str) -> None:
+    """ROC curves as a PNG; see `draw_roc`."""
+    figure = Figure(figsize=(5.4, 5.4), layout="constrained")
+    draw_roc(axis := figure.subplots(), curves)
+    axis.set_title(title, fontsize=11)
+    save(figure, path)
+
+
+def confusion(path: Path, matrix: np.ndarray, names: Sequence[str], title: str) -> None:
+    """A confusion matrix as a PNG; see `draw_confusion`."""
+    figure = Figure(figsize=(4.8, 4.6), layout="constrained")
+    draw_confusion(axis := figure.subplots(), matrix, names)
+    axis.set_title(title, fontsize=11)
+    save(figure, path)

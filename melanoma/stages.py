@@ -1,0 +1,402 @@
+"""The contract between the scripts: every file that passes from one to the next, and the only code that touches them.
+
+`FILES` declares each file. Arrays of a split share their rows: row i of each belongs to row i of `{split}_ids.npy`; a
+script run with `--limit` writes fewer rows, always the first ones. `manifest.json`, in the data folder, holds for every
+file what wrote it, with which settings and seed, from which inputs (by SHA-256), and with which versions; a file whose
+inputs have changed since is stale and is refused.
+
+Save: check against the contract, temporary file in the same folder, fsync, rename, manifest entry.
+Load: check against contract and manifest, no pickles, memory-mapped.
+"""
+
+import hashlib
+import json
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+
+from melanoma.errors import InputError, StageError
+from melanoma.isic import SPLITS
+
+PREPROCESSING = "segmentation_01_preprocessing.py"
+SEGNET = "segmentation_02_segnet_train.py"
+MASKING = "image_mask_array.py"
+CLASSIFIER = "densenet_train.py"
+EVALUATION = "evaluate.py"
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of the contract. In names, {split} is train, val or test and {backbone} the classifier's.
+
+    In shapes N is the number of images, S their side in pixels, and C the backbone's number of features.
+    """
+
+    path: str
+    writer: str
+    readers: tuple[str, ...]
+    dtype: str = ""  # of an array; "" for weights and JSON
+    shape: tuple[str | int, ...] = ()
+    low: float = -np.inf
+    high: float = np.inf
+
+
+FILES = {
+    "ids": File(
+        "arrays/{split}_ids.npy", PREPROCESSING, (SEGNET, MASKING, CLASSIFIER, EVALUATION), dtype="str", shape=("N",)
+    ),
+    "images": File(
+        "arrays/{split}_images.npy", PREPROCESSING, (SEGNET, MASKING), "uint8", ("N", "S", "S", 3), low=0, high=255
+    ),
+    "masks": File("arrays/{split}_masks.npy", PREPROCESSING, (SEGNET,), "uint8", ("N", "S", "S", 1), low=0, high=1),
+    "labels": File(
+        "arrays/{split}_labels.npy", PREPROCESSING, (MASKING, CLASSIFIER, EVALUATION), "int8", ("N",), low=0, high=2
+    ),
+    "segnet_weights": File("weights/segnet.weights.h5", SEGNET, ()),
+    "segnet_settings": File("weights/segnet.json", SEGNET, ()),
+    "predicted": File("arrays/{split}_predicted.npy", SEGNET, (MASKING,), "uint8", ("N", "S", "S", 1), low=0, high=1),
+    "masked": File(
+        "arrays/{split}_masked.npy", MASKING, (CLASSIFIER,), "uint8", ("N", "S", "S", 3), low=0, high=255
+    ),
+    "features": File("arrays/{split}_{backbone}_features.npy", CLASSIFIER, (CLASSIFIER,), "float32", ("N", "C")),
+    "classifier_weights": File("weights/{backbone}.weights.h5", CLASSIFIER, ()),
+    "classifier_settings": File("weights/{backbone}.json", CLASSIFIER, ()),
+    "probabilities": File(
+        "arrays/{split}_probabilities.npy", CLASSIFIER, (EVALUATION,), "float32", ("N", 3), low=0, high=1
+    ),
+    "thresholds": File("weights/thresholds.json", EVALUATION, ()),
+}
+
+HASH_BLOCK = 1 << 24  # bytes read at a time: hashing needs no more memory than this
+ROW_BLOCK = 64  # images read at a time by `Store.blocks`: 12 MB at 256 pixels
+
+PACKAGES = ("tensorflow", "keras", "jax", "torch", "numpy", "scikit-image", "scikit-learn", "pillow")
+
+
+class SavesWeights(Protocol):
+    """What `Store.save_weights` needs of a Keras model."""
+
+    def save_weights(self, filepath: str) -> None:
+        """Writes the weights to a file whose name ends in .weights.h5."""
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that shape a result, without importing them."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(HASH_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON so that the old file or the new one is there at any moment, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            json.dump(content, stream, indent=1)
+            stream.write("\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Store:
+    """The files of one data folder, as one run of one script sees them.
+
+    What the run loads or saves becomes an input, in the manifest, of what it saves afterwards.
+    """
+
+    def __init__(self, data: Path, script: str, settings: dict[str, Any]) -> None:
+        """Opens the folder for a script.
+
+        Args:
+            data: folder of arrays, weights and manifest; created on the first save.
+            script: file name of the running script.
+            settings: its command line, recorded with every file that it writes; `limit` caps the rows that `load`
+                gives.
+
+        Raises:
+            StageError: the manifest is no JSON.
+        """
+        self.data = data
+        self.script = script
+        self.settings = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+        self.limit: int | None = settings.get("limit")
+        self.inputs: dict[str, str] = {}
+        self.manifest_path = data / "manifest.json"
+        self._trusted: set[str] = set()
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Entries by path relative to the data folder."""
+        try:
+            return json.loads(self.manifest_path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise StageError(f"{self.manifest_path} is damaged ({error}): run {PREPROCESSING} again") from None
+
+    def path(self, name: str, **fields: str) -> Path:
+        """Where a file of the contract lies."""
+        return self.data / FILES[name].path.format(**fields)
+
+    def splits(self) -> list[str]:
+        """The splits that the data folder has.
+
+        Raises:
+            StageError: it has none.
+        """
+        present = [split for split in SPLITS if self.has("ids", split=split)]
+        if not present:
+            raise StageError(f"{self.data / 'arrays'} holds no images: run {PREPROCESSING} first")
+        return present
+
+    def has(self, name: str, **fields: str) -> bool:
+        """Whether a file is there, according to the manifest."""
+        return self._key(self.path(name, **fields)) in self.manifest
+
+    def _key(self, path: Path) -> str:
+        return path.relative_to(self.data).as_posix()
+
+    # ------------------------------------------------------------------ load
+
+    def _verify(self, name: str, path: Path) -> dict[str, Any]:
+        """The manifest entry of a file, once file, entry and inputs are seen to agree."""
+        key, manifest = self._key(path), self.manifest
+        script = FILES[name].writer
+        if key not in manifest or not path.is_file():
+            raise StageError(f"{path} is missing: run {script} first")
+        entry = manifest[key]
+        if key not in self._trusted:
+            status = path.stat()
+            untouched = (status.st_size, status.st_mtime_ns) == (entry["bytes"], entry["modified"])
+            if not untouched and (status.st_size != entry["bytes"] or sha256(path) != entry["sha256"]):
+                raise StageError(f"{path} is cut off or changed since {script} wrote it: run {script} again")
+            self._check_inputs(path, key, manifest, set())
+            self._trusted.add(key)
+        self.inputs[key] = entry["sha256"]
+        return entry
+
+    def _check_inputs(self, path: Path, key: str, manifest: dict[str, Any], seen: set[str]) -> None:
+        if key in seen:
+            return
+        seen.add(key)
+        entry = manifest[key]
+        for source, digest in entry["inputs"].items():
+            if manifest.get(source, {}).get("sha256") != digest:
+                raise StageError(
+                    f"{path} is stale: {key} was made from another {source} than there is now: "
+                    f"run {entry['script']} again"
+                )
+            self._check_inputs(path, source, manifest, seen)
+
+    def rows(self, split: str) -> int:
+        """How many images of a split this run works on: all, or the first `limit`."""
+        count = len(self._map("ids", split=split))
+        return min(self.limit or count, count)
+
+    def _map(self, name: str, **fields: str) -> np.ndarray:
+        file, path = FILES[name], self.path(name, **fields)
+        entry = self._verify(name, path)
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise StageError(f"{path} is no plain array ({error}): run {file.writer} again") from None
+        try:
+            check_shape(path, file, array.dtype, array.shape)
+        except InputError as error:
+            raise StageError(f"{error}: run {file.writer} again") from None
+        if list(array.shape) != entry["shape"]:
+            raise StageError(f"{path} has shape {array.shape}, the manifest {entry['shape']}: run {file.writer} again")
+        return array
+
+    def load(self, name: str, **fields: str) -> np.ndarray:
+        """An array of the contract, memory-mapped, read-only, cut to this run's rows.
+
+        Args:
+            name: key of FILES.
+            fields: what its path needs: split, backbone.
+
+        Raises:
+            StageError: it is missing, changed, stale, of another shape than the contract's, or shorter than the run
+                needs; the message names the script to run.
+        """
+        array = self._map(name, **fields)
+        wanted = self.rows(fields["split"])
+        if len(array) < wanted:
+            raise StageError(
+                f"{self.path(name, **fields)} has {len(array)} rows of {wanted}: run {FILES[name].writer} "
+                f"without --limit, or this script with --limit {len(array)}"
+            )
+        return array[:wanted]
+
+    def blocks(self, name: str, **fields: str) -> Iterator[np.ndarray]:
+        """The rows that `load` gives, a block at a time, each from a mapping of its own: memory stays small."""
+        total = len(self.load(name, **fields))
+        for start in range(0, total, ROW_BLOCK):
+            yield self.load(name, **fields)[start : start + ROW_BLOCK]
+
+    # ------------------------------------------------------------------ save
+
+    def writer(self, name: str, rows: int, shape: tuple[int, ...], dtype: str = "", **fields: str) -> "ArrayWriter":
+        """Opens an array of the contract for writing, block by block.
+
+        Args:
+            name: key of FILES.
+            rows: how many there will be.
+            shape: of one row.
+            dtype: only for strings, with their length.
+            fields: what its path needs.
+        """
+        file = FILES[name]
+        return ArrayWriter(self, file, self.path(name, **fields), np.dtype(dtype or file.dtype), (rows, *shape))
+
+    def save(self, name: str, array: np.ndarray, **fields: str) -> None:
+        """Writes a whole array of the contract.
+
+        Raises:
+            InputError: dtype, shape or a value is outside the contract.
+        """
+        with self.writer(name, len(array), array.shape[1:], str(array.dtype), **fields) as out:
+            out.append(array)
+
+    def save_weights(self, name: str, model: SavesWeights, **fields: str) -> Path:
+        """Writes a model's weights and returns where."""
+        path = self.path(name, **fields)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name.removesuffix('.weights.h5')}.tmp.weights.h5")
+        try:
+            model.save_weights(str(temporary))
+            with temporary.open("rb") as stream:
+                os.fsync(stream.fileno())
+            digest = sha256(temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._record(path, digest, {})
+        return path
+
+    def save_json(self, name: str, content: dict[str, Any], **fields: str) -> None:
+        """Writes a JSON file of the contract."""
+        path = self.path(name, **fields)
+        write_json(path, content)
+        self._record(path, sha256(path), {})
+
+    def remove(self, name: str, **fields: str) -> None:
+        """Takes a file of an earlier run away, where there is one."""
+        path = self.path(name, **fields)
+        manifest = self.manifest
+        if manifest.pop(self._key(path), None) is not None:
+            write_json(self.manifest_path, manifest)
+        path.unlink(missing_ok=True)
+
+    def _record(self, path: Path, digest: str, facts: dict[str, Any]) -> None:
+        key, status, manifest = self._key(path), path.stat(), self.manifest
+        manifest[key] = facts | {
+            "sha256": digest,
+            "bytes": status.st_size,
+            "modified": status.st_mtime_ns,
+            "script": self.script,
+            "settings": self.settings,
+            "inputs": {source: value for source, value in self.inputs.items() if source != key},
+            "versions": versions(),
+            "written": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        write_json(self.manifest_path, manifest)
+        self.inputs[key] = digest
+
+
+def check_shape(path: Path, file: File, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    """Checks dtype and shape against the contract.
+
+    Raises:
+        InputError: they differ; says expected and found.
+    """
+    kind_fits = dtype.kind == "U" if file.dtype == "str" else dtype == np.dtype(file.dtype)
+    sides = {axis: length for axis, length in zip(file.shape, shape, strict=False) if isinstance(axis, str)}
+    expected = tuple(sides.get(axis, axis) if isinstance(axis, str) else axis for axis in file.shape)
+    if not kind_fits or shape != expected:
+        raise InputError(f"{path}: expected {file.dtype} {file.shape}, found {dtype} {shape}")
+
+
+class ArrayWriter:
+    """A `.npy` file written front to back, hashed and checked on the way; a context manager.
+
+    Only when all rows have come does it take its name and its manifest entry; on an error the old file stays.
+    Plain writes, not a memory map: mapped pages would count as this process's memory.
+    """
+
+    def __init__(self, store: Store, file: File, path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+        """See `Store.writer`."""
+        check_shape(path, file, dtype, shape)
+        self.store, self.file, self.path, self.dtype, self.shape = store, file, path, dtype, shape
+        self.done = 0
+        self.digest = hashlib.sha256()
+        self.temporary = path.with_name(f".{path.name}.tmp")
+
+    def __enter__(self) -> "ArrayWriter":
+        """Opens the temporary file and writes its header."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.stream = self.temporary.open("w+b")
+        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": self.shape}
+        np.lib.format.write_array_header_1_0(self.stream, header)
+        self.stream.seek(0)
+        self.digest.update(self.stream.read())
+        return self
+
+    def append(self, block: np.ndarray) -> None:
+        """Writes the next rows.
+
+        Raises:
+            InputError: dtype, shape or a value is outside the contract; NaN and infinity are.
+        """
+        file = self.file
+        if block.dtype != self.dtype or block.shape[1:] != self.shape[1:]:
+            raise InputError(f"{self.path}: rows of {self.dtype} {self.shape[1:]} expected, {block.dtype} {block.shape}")
+        if block.dtype.kind != "U" and len(block):
+            low, high = block.min(), block.max()
+            if not (np.isfinite([low, high]).all() and file.low <= low <= high <= file.high):
+                raise InputError(f"{self.path}: values {file.low} to {file.high} expected, found {low} to {high}")
+        content = np.ascontiguousarray(block).tobytes()
+        self.stream.write(content)
+        self.digest.update(content)
+        self.done += len(block)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Finishes the file, or takes the temporary one away."""
+        try:
+            with self.stream:
+                if kind is None and self.done != self.shape[0]:
+                    raise InputError(f"{self.path}: {self.shape[0]} rows announced, {self.done} written")
+                self.stream.flush()
+                os.fsync(self.stream.fileno())
+            if kind is None:
+                self.temporary.replace(self.path)
+                self.store._record(self.path, self.digest.hexdigest(), {"dtype": str(self.dtype), "shape": self.shape})
+        finally:
+            self.temporary.unlink(missing_ok=True)

@@ -1,0 +1,163 @@
+"""The one training loop and the one prediction loop, for both networks and every Keras backend."""
+
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from melanoma import augment, command
+from melanoma.command import log
+from melanoma.errors import InputError
+
+THREADS = os.cpu_count() or 1  # batches prepared at once; Pillow's warps run outside Python's interpreter lock
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches of rows and their targets, in a new random order each epoch when `seed` is given.
+
+    What a row looks like in an epoch depends on seed, epoch and row alone, not on threads or batch size.
+    """
+
+    def __init__(
+        self,
+        inputs: np.ndarray,
+        targets: np.ndarray,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        vary: bool = False,
+        target_is_mask: bool = False,
+    ) -> None:
+        """Sets the batches up.
+
+        Args:
+            inputs: (N, ...), memory-mapped or not.
+            targets: (N, ...).
+            batch_size: rows of a batch; the last one may be smaller.
+            seed: of order and variants; None keeps the order.
+            vary: whether images come as random variants.
+            target_is_mask: whether the targets are masks, to be varied through the same geometry.
+        """
+        super().__init__(workers=THREADS if vary else 1, use_multiprocessing=False, max_queue_size=2 * THREADS)
+        self.inputs, self.targets, self.batch_size = inputs, targets, batch_size
+        self.seed, self.vary, self.target_is_mask = seed, vary, target_is_mask
+        self.epoch = -1
+        self.on_epoch_end()
+
+    def on_epoch_end(self) -> None:
+        """Draws the order of the next epoch."""
+        self.epoch += 1
+        self.order = np.arange(len(self.inputs))
+        if self.seed is not None:
+            np.random.default_rng([self.seed, self.epoch]).shuffle(self.order)
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return math.ceil(len(self.inputs) / self.batch_size)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """One batch of inputs and targets."""
+        rows = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+        inputs, targets = np.array(self.inputs[rows]), np.array(self.targets[rows])
+        if self.vary:
+            for place, row in enumerate(rows):
+                rng = np.random.default_rng([self.seed or 0, self.epoch, row])
+                mask = targets[place] if self.target_is_mask else None
+                inputs[place], varied = augment.vary(inputs[place], rng, mask)
+                if varied is not None:
+                    targets[place] = varied
+        return inputs, targets
+
+
+class KeepBest(keras.callbacks.Callback):
+    """Saves the weights whenever the monitored value is the highest so far; stops the run where the loss is no number."""
+
+    def __init__(self, monitor: str, save: Callable[[], None]) -> None:
+        """Takes the key of the monitored value and what saves the weights."""
+        super().__init__()
+        self.monitor, self.save, self.best = monitor, save, -math.inf
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Judges the epoch."""
+        logs = logs or {}
+        if not math.isfinite(logs["loss"]):
+            raise InputError(
+                f"the loss became {logs['loss']} in epoch {epoch + 1}: try a lower --learning-rate; "
+                "the weights saved before are kept"
+            )
+        if logs[self.monitor] > self.best:
+            self.best = logs[self.monitor]
+            self.save()
+
+
+def fit(
+    model: keras.Model,
+    train: Batches,
+    validation: Batches | None,
+    *,
+    loss: Any,
+    metrics: list[Any],
+    monitor: str,
+    epochs: int,
+    learning_rate: float,
+    patience: int,
+    save: Callable[[], Path],
+) -> dict[str, list[float]]:
+    """Trains with Adam and a cosine learning rate; the model ends with its best epoch's weights.
+
+    Args:
+        model: uncompiled, so that its weight file holds no optimizer.
+        train: training batches.
+        validation: what chooses the best epoch; without it the training value does.
+        loss: Keras loss.
+        metrics: Keras metrics.
+        monitor: name of the metric to maximise.
+        epochs: at most this many.
+        learning_rate: of the first step; falls to 0 with the last.
+        patience: epochs without a new best after which training ends.
+        save: writes the model's weights and returns where.
+
+    Returns:
+        Value of each quantity after each epoch, validation's with the prefix val_.
+
+    Raises:
+        InputError: the loss became NaN or infinite.
+    """
+    monitor = f"val_{monitor}" if validation else monitor
+    trainer = keras.Model(model.inputs, model.outputs)
+    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * len(train))
+    trainer.compile(keras.optimizers.Adam(schedule), loss=loss, metrics=metrics)
+    saved: list[Path] = []
+    history = trainer.fit(
+        train,
+        validation_data=validation,
+        epochs=epochs,
+        verbose=1 if sys.stdout.isatty() else 2,
+        callbacks=[
+            KeepBest(monitor, lambda: saved.append(save())),
+            keras.callbacks.EarlyStopping(monitor, mode="max", patience=patience),
+        ],
+    ).history
+    model.load_weights(saved[-1])
+    log.info("best epoch %d of %d by %s", int(np.argmax(history[monitor])) + 1, len(history[monitor]), monitor)
+    return {key: [float(value) for value in values] for key, values in history.items()}
+
+
+def predict(model: keras.Model, inputs: np.ndarray, batch_size: int, label: str) -> Iterator[np.ndarray]:
+    """A model's outputs, batch by batch, so that they need not fit in memory together.
+
+    Args:
+        model: takes and gives one array.
+        inputs: (N, ...).
+        batch_size: rows at a time; the last batch is filled up, since a new shape would be compiled anew.
+        label: names the work in its progress.
+    """
+    for start in command.progress(range(0, len(inputs), batch_size), label, math.ceil(len(inputs) / batch_size)):
+        batch = np.asarray(inputs[start : start + batch_size])
+        filled = np.resize(batch, (batch_size, *batch.shape[1:]))
+        yield np.asarray(model.predict_on_batch(filled))[: len(batch)]

@@ -1,0 +1,175 @@
+"""The drawn sample: repeatable, well formed, and with a difference between its classes."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from melanoma import isic, phantom
+
+SIZE = (120, 160)  # half the sample's size, for speed
+
+
+def many(kind: int, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    return [phantom.draw(kind, SIZE, np.random.default_rng([5, kind, number])) for number in range(count)]
+
+
+@pytest.fixture(scope="module")
+def drawn() -> list[list[tuple[np.ndarray, np.ndarray]]]:
+    return [many(kind, 40) for kind in range(len(isic.CLASSES))]
+
+
+def test_same_seed_same_picture() -> None:
+    first, again, other = (phantom.draw(1, SIZE, np.random.default_rng(seed)) for seed in (3, 3, 4))
+    assert np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1])
+    assert not np.array_equal(first[0], other[0]) and not np.array_equal(first[1], other[1])
+
+
+@pytest.mark.parametrize("size", [(32, 32), (64, 200), (120, 160), (256, 256)])
+def test_forms(size: tuple[int, int]) -> None:
+    for kind in range(len(isic.CLASSES)):
+        image, mask = phantom.draw(kind, size, np.random.default_rng(kind))
+        assert image.shape == (*size, 3) and image.dtype == np.uint8
+        assert mask.shape == size and mask.dtype == np.uint8
+        assert set(np.unique(mask)) == {0, 1}
+
+
+def test_bad_arguments() -> None:
+    rng = np.random.default_rng(0)
+    for kind in (-1, 3):
+        with pytest.raises(ValueError, match="kind"):
+            phantom.draw(kind, SIZE, rng)
+    with pytest.raises(ValueError, match="size"):
+        phantom.draw(0, (31, 100), rng)
+
+
+def test_mask_is_one_part_of_fair_size(drawn) -> None:
+    areas = []
+    for image, mask in sum(drawn, []):
+        assert ndimage.label(mask)[1] == 1
+        assert np.array_equal(ndimage.binary_fill_holes(mask), mask)
+        areas.append(mask.mean())
+    assert min(areas) > 0.02 and max(areas) < 0.65
+    assert 0.12 < np.mean(areas) < 0.28
+
+
+def test_mask_fits_the_lesion(drawn) -> None:
+    darker = edged = 0
+    for image, mask in sum(drawn, []):
+        near = ndimage.binary_dilation(mask, iterations=8) & ~ndimage.binary_dilation(mask, iterations=2)
+        core = ndimage.binary_erosion(mask, iterations=4)
+        grey = image.mean(axis=2)
+        darker += grey[core].mean() < grey[near].mean() - 8
+        moved = np.roll(mask, mask.shape[1] // 2, axis=1) > 0
+        edged += grey[mask > 0].mean() < grey[moved & (mask == 0)].mean()
+    total = len(sum(drawn, []))
+    assert darker > 0.85 * total
+    assert edged > 0.80 * total
+
+
+def colour_variety(image: np.ndarray, mask: np.ndarray) -> float:
+    return float(np.log1p(image[mask > 0].astype(float)).std(axis=0).mean())
+
+
+def raggedness(image: np.ndarray, mask: np.ndarray) -> float:
+    border = mask.sum() - ndimage.binary_erosion(mask).sum()
+    return float(border**2 / mask.sum())
+
+
+def waxiness(image: np.ndarray, mask: np.ndarray) -> float:
+    """How much less red the lesion is than its skin: a grey-brown film takes the red away."""
+    red, green, _ = np.log1p(image.astype(float)).transpose(2, 0, 1)
+    return float((green - red)[mask > 0].mean() - (green - red)[mask == 0].mean())
+
+
+def better_than_chance(high: list[float], low: list[float]) -> float:
+    """The share of pairs in which the first is higher: the area under the ROC curve."""
+    return float(np.mean(np.array(high)[:, None] > np.array(low)[None, :]))
+
+
+@pytest.mark.parametrize(
+    ("feature", "kind", "least"),
+    [
+        (colour_variety, isic.MELANOMA, 0.65),
+        (raggedness, isic.MELANOMA, 0.70),
+        (waxiness, isic.KERATOSIS, 0.65),
+    ],
+)
+def test_classes_differ_but_overlap(drawn, feature, kind: int, least: float) -> None:
+    values = [[feature(*pair) for pair in pairs] for pairs in drawn]
+    rest = sum((values[other] for other in range(len(values)) if other != kind), [])
+    assert least < better_than_chance(values[kind], rest) < 0.97
+
+
+def test_sample_has_the_official_layout(tmp_path: Path) -> None:
+    counts = {"train": 10, "val": 3, "test": 1}
+    phantom.write_sample(tmp_path, counts, seed=2, size=(64, 80))
+    ids = []
+    for split, count in counts.items():
+        with isic.label_file(tmp_path, split).open(newline="") as stream:
+            rows = list(csv.reader(stream))
+        assert rows.pop(0) == ["image_id", "melanoma", "seborrheic_keratosis"]
+        assert len(rows) == count
+        assert {cell for row in rows for cell in row[1:]} <= {"0.0", "1.0"}
+        kinds = sorted(2 * (row[2] == "1.0") + (row[1] == "1.0") for row in rows)
+        assert kinds == {10: [0] * 6 + [1] * 2 + [2] * 2, 3: [0, 1, 2], 1: [0]}[count]
+        names = [row[0] for row in rows]
+        assert sorted(path.name for path in isic.image_folder(tmp_path, split).iterdir()) == [
+            f"{name}.jpg" for name in names
+        ]
+        assert sorted(path.name for path in isic.mask_folder(tmp_path, split).iterdir()) == [
+            f"{name}_segmentation.png" for name in names
+        ]
+        ids += names
+    assert ids == [f"ISIC_{9_000_000 + number}" for number in range(14)]
+    mask = Image.open(isic.mask_folder(tmp_path, "val") / "ISIC_9000010_segmentation.png")
+    assert mask.mode == "L" and set(np.unique(np.asarray(mask))) == {0, 255}
+    assert Image.open(isic.image_folder(tmp_path, "val") / "ISIC_9000010.jpg").size == (80, 64)
+
+
+def test_order_is_shuffled() -> None:
+    orders = [phantom.class_order(50, np.random.default_rng(seed)).tolist() for seed in (0, 0, 1)]
+    assert orders[0] == orders[1] != orders[2]
+    assert orders[0] != sorted(orders[0])
+    assert sorted(orders[0]) == [0] * 30 + [1] * 11 + [2] * 9
+
+
+def test_sample_is_remade_byte_by_byte(tmp_path: Path) -> None:
+    def content(name: str, seed: int) -> dict[str, bytes]:
+        phantom.write_sample(tmp_path / name, {"train": 3}, seed, size=(64, 64))
+        paths = sorted(path for path in (tmp_path / name).rglob("*") if path.is_file())
+        return {str(path.relative_to(tmp_path / name)): path.read_bytes() for path in paths}
+
+    first, again, other = content("first", 1), content("again", 1), content("other", 2)
+    assert first == again
+    assert first.keys() == other.keys()
+    assert not any(first[name] == other[name] for name in first if name.endswith((".jpg", ".png")))
+
+
+def test_bad_counts(tmp_path: Path) -> None:
+    for counts in ({"training": 3}, {"train": -1}):
+        with pytest.raises(ValueError, match="counts"):
+            phantom.write_sample(tmp_path / "none", counts)
+    assert not (tmp_path / "none").exists()
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "new" / "sample"
+    phantom.main(["--out", str(out), "--train", "1", "--val", "0", "--test", "2"])
+    assert capsys.readouterr().out == f"Wrote 3 images with masks and labels to {out}\n"
+    assert len(list(out.rglob("*.jpg"))) == 3
+    for wrong in (["--out", str(out), "--train", "-1"], ["--out", str(out), "--tra", "1"], []):
+        with pytest.raises(SystemExit) as stop:
+            phantom.main(wrong)
+        assert stop.value.code == 2
+
+
+def test_command_says_when_it_cannot_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(SystemExit) as stop:
+        phantom.main(["--out", str(tmp_path / "taken"), "--train", "1"])
+    assert stop.value.code == 2
+    assert "taken" in capsys.readouterr().err
