@@ -13,6 +13,7 @@ Expect  README, "Results"
 """
 
 import argparse
+from typing import Any
 
 import keras
 import numpy as np
@@ -72,7 +73,7 @@ def train(store: stages.Store, arguments: argparse.Namespace) -> keras.Model:
     batches = training.Batches(
         images, masks, arguments.batch_size, seed=arguments.seed, vary=True, target_is_mask=True
     )
-    history = training.fit(
+    result = training.fit(
         model,
         batches,
         validation,
@@ -85,10 +86,12 @@ def train(store: stages.Store, arguments: argparse.Namespace) -> keras.Model:
         save=lambda: store.save_weights("segnet_weights", model),
     )
     settings = {"size": images.shape[1], "network_size": arguments.network_size, "mean": mean, "std": std}
-    store.save_json("segnet_settings", settings | {"threshold": THRESHOLD, "history": history})
+    found = {"threshold": THRESHOLD, "best_epoch": result.best_epoch, "history": result.history}
+    store.save_json("segnet_settings", settings | found)
     plots.training_curves(
         arguments.graphics / "segnet_curves.png",
-        history,
+        result.history,
+        result.best_epoch,
         {"loss": "Dice + cross-entropy loss", "jaccard": "mean Jaccard"},
         "SegNet",
     )
@@ -103,13 +106,15 @@ def predict(store: stages.Store, model: keras.Model, split: str, batch_size: int
             file.append((probability > THRESHOLD).astype(np.uint8))
 
 
-def score(store: stages.Store, split: str, seed: int) -> dict[str, float | list[float]]:
-    """Mean of the challenge's figures over the images of a split, Jaccard with its 95 % interval."""
-    figures = metrics.per_image(store.load("masks", split=split), store.load("predicted", split=split))
-    everyone = np.zeros(len(figures["jaccard"]))
-    bounds = metrics.interval(lambda _, values: values.mean(), everyone, figures["jaccard"], seed)
-    means = {name: float(values.mean()) for name, values in figures.items()}
-    return {"n": len(everyone)} | means | {"jaccard_interval": list(bounds or ())}
+def score(store: stages.Store, split: str, seed: int) -> dict[str, Any]:
+    """Mean of the challenge's figures over the images of a split, with 95 % intervals."""
+    values = metrics.per_image(store.load("masks", split=split), store.load("predicted", split=split))
+
+    def means(rows: np.ndarray) -> dict[str, float | None]:
+        return {name: float(column[rows].mean()) for name, column in values.items()}
+
+    everyone = np.arange(len(values["jaccard"]))
+    return {"n": len(everyone), "figures": means(everyone), "intervals": metrics.intervals(means, 0 * everyone, seed)}
 
 
 def draw_overlays(store: stages.Store, arguments: argparse.Namespace) -> None:
@@ -144,16 +149,10 @@ def main(arguments: argparse.Namespace) -> None:
     if "val" in scores:
         draw_overlays(store, arguments)
     stages.write_json(arguments.graphics / "segmentation.json", scores)
-    for split, figures in scores.items():
-        log.info(
-            "%-4s n %d  Jaccard %.3f (95 %% %.3f to %.3f)  Dice %.3f  threshold Jaccard %.3f  pixel accuracy %.3f  "
-            "sensitivity %.3f  specificity %.3f",
-            split,
-            figures["n"],
-            figures["jaccard"],
-            *figures["jaccard_interval"],
-            *(figures[name] for name in ("dice", "threshold_jaccard", "pixel_accuracy", "sensitivity", "specificity")),
-        )
+    for split, scored in scores.items():
+        log.info("\nLesion masks of %s, n = %d", split, scored["n"])
+        for line in command.table(scored["figures"], scored["intervals"]):
+            log.info("%s", line)
 
 
 if __name__ == "__main__":

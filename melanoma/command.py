@@ -61,12 +61,14 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def training_flags(
-    flags: argparse.ArgumentParser, *, epochs: int | None, batch_size: int, learning_rate: float | None, note: str = ""
+    flags: argparse.ArgumentParser, epochs: int | None, batch_size: int, learning_rate: float | None, note: str = ""
 ) -> None:
-    """Adds the flags of the scripts that train: --epochs, --batch-size, --learning-rate."""
-    flags.add_argument("--epochs", type=positive_int, default=epochs, help=f"most epochs to train{note}")
+    """Adds the flags of the scripts that train; `note` says what a default of None stands for."""
+    flags.add_argument("--epochs", type=positive_int, default=epochs, help="at most this many" + note)
     flags.add_argument("--batch-size", type=positive_int, default=batch_size, help="images per step")
-    flags.add_argument("--learning-rate", type=positive_float, default=learning_rate, help=f"of the first step{note}")
+    flags.add_argument(
+        "--learning-rate", type=positive_float, default=learning_rate, help="of the first step" + note
+    )
 
 
 def progress(items: Iterable[T], label: str, total: int) -> Iterator[T]:
@@ -80,6 +82,14 @@ def progress(items: Iterable[T], label: str, total: int) -> Iterator[T]:
         if done * 10 // total > tenth:
             tenth = done * 10 // total
             log.info("%s %d/%d", label, done, total)
+
+
+def table(figures: dict[str, float | None], intervals: dict[str, tuple[float, float] | None]) -> Iterator[str]:
+    """A line for each figure, with its 95 % interval."""
+    for name, value in figures.items():
+        bounds = intervals[name]
+        shown = "undefined" if value is None else f"{value:.3f}"
+        yield f"  {name.replace('_', ' '):40}{shown}" + (f"  ({bounds[0]:.3f} to {bounds[1]:.3f})" if bounds else "")
 
 
 def peak_memory() -> float:
@@ -96,16 +106,15 @@ def run(flags: argparse.ArgumentParser, main: Callable[[argparse.Namespace], Non
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
     log.setLevel(logging.INFO)
     start = time.perf_counter()
-    arguments = flags.parse_args()
     try:
-        main(arguments)
+        main(flags.parse_args())
     except InputError as error:
         print(f"{flags.prog}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        print(f"{flags.prog}: {error.filename or arguments.data}: {error.strerror}", file=sys.stderr)
+        print(f"{flags.prog}: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
         sys.exit(InputError.exit_code)
     except KeyboardInterrupt:
         print(f"{flags.prog}: interrupted", file=sys.stderr)

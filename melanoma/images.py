@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from skimage import measure
 
 from melanoma.errors import InputError
 
@@ -70,7 +71,7 @@ def read_mask(path: Path, size: int, image: Path) -> np.ndarray:
 
 
 def lesion_box(mask: np.ndarray) -> tuple[int, int, int]:
-    """The square around a lesion, dilated by CROP_MARGIN and moved inside the frame.
+    """The square around the largest connected part of a lesion, dilated by CROP_MARGIN and moved inside the frame.
 
     Args:
         mask: (S, S, 1), 1 inside the lesion; at least one pixel is.
@@ -78,12 +79,13 @@ def lesion_box(mask: np.ndarray) -> tuple[int, int, int]:
     Returns:
         (top, left, side) in pixels.
     """
-    rows, columns = np.flatnonzero(mask.any(axis=(1, 2))), np.flatnonzero(mask.any(axis=(0, 2)))
-    longer = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
+    parts = measure.label(mask[..., 0])
+    largest = np.bincount(parts[parts > 0]).argmax()
+    spans = [np.flatnonzero((parts == largest).any(axis=axis))[[0, -1]] for axis in (1, 0)]
     frame = mask.shape[0]
+    longer = max(last - first + 1 for first, last in spans)
     side = min(frame, round(longer * (1 + 2 * CROP_MARGIN)))
-    corner = [(int(ends[0]) + int(ends[-1]) + 1 - side) // 2 for ends in (rows, columns)]
-    top, left = (min(max(0, start), frame - side) for start in corner)
+    top, left = (min(max(0, int(first + last + 1 - side) // 2), frame - side) for first, last in spans)
     return top, left, side
 
 

@@ -1,6 +1,6 @@
 """The challenge's figures and the field's: of lesion masks, and of probabilities against diagnoses."""
 
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 from sklearn import metrics as sklearn_metrics
@@ -36,17 +36,17 @@ def per_image(truth: np.ndarray, predicted: np.ndarray) -> dict[str, np.ndarray]
     false = (~inside & found).sum(axis=1)
     right_outside = inside.shape[1] - hit - missed - false
 
-    def ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
         return np.divide(part, whole, out=np.ones(len(part)), where=whole > 0)
 
-    jaccard = ratio(hit, hit + missed + false)
+    jaccard = share(hit, hit + missed + false)
     return {
         "jaccard": jaccard,
-        "dice": ratio(2 * hit, 2 * hit + missed + false),
+        "dice": share(2 * hit, 2 * hit + missed + false),
         "threshold_jaccard": np.where(jaccard < JACCARD_THRESHOLD, 0.0, jaccard),
         "pixel_accuracy": (hit + right_outside) / inside.shape[1],
-        "sensitivity": ratio(hit, hit + missed),
-        "specificity": ratio(right_outside, right_outside + false),
+        "sensitivity": share(hit, hit + missed),
+        "specificity": share(right_outside, right_outside + false),
     }
 
 
@@ -63,65 +63,61 @@ def youden_threshold(truth: np.ndarray, score: np.ndarray) -> float:
     return float(thresholds[1:][np.argmax((true_positive_rate - false_positive_rate)[1:])])
 
 
-def ranking(truth: np.ndarray, score: np.ndarray) -> dict[str, Any]:
-    """Figures of one class against the rest that need no threshold, and the ROC curve.
+def roc_curve(truth: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rates of false and of true positives over all thresholds, each float64 in [0, 1]; both sides must occur."""
+    return sklearn_metrics.roc_curve(truth, score)[:2]
+
+
+def binary_confusion(truth: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """Counts, int (2, 2): rows truth (rest, class), columns prediction (rest, class).
+
+    Args:
+        truth: bool (N,), whether an image is of the class.
+        positive: bool (N,), whether it is taken for one.
+    """
+    return np.bincount(2 * truth.astype(int) + positive, minlength=4).reshape(2, 2)
+
+
+def class_confusion(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Counts, int (3, 3): rows truth, columns the likeliest class."""
+    count = len(CLASSES)
+    return np.bincount(count * labels.astype(int) + probabilities.argmax(axis=1), minlength=count**2).reshape(count, -1)
+
+
+def ratio(part: float, whole: float) -> float | None:
+    """A fraction; None, "undefined", where it is of nothing."""
+    return float(part / whole) if whole else None
+
+
+def against_rest(truth: np.ndarray, score: np.ndarray, threshold: float) -> dict[str, float | None]:
+    """Figures of one class against the rest.
 
     Args:
         truth: bool (N,), whether an image is of the class.
         score: float (N,), its probability.
+        threshold: positive is a score of it or above; choose it on other images.
 
     Returns:
-        n, positives, auc, average_precision, false_positive_rate, true_positive_rate; auc and average_precision are None
-        ("undefined") and the rates empty where only one of the two sides occurs.
+        auc, average_precision, sensitivity, specificity, precision, f1 (of the class), weighted_f1 (the mean of both
+        sides' F1, weighted by their numbers of images: the "F1" of 2018), accuracy; in [0, 1], None where undefined.
     """
-    counts = {"n": len(truth), "positives": int(truth.sum())}
-    if not 0 < counts["positives"] < counts["n"]:
-        empty: dict[str, Any] = {"false_positive_rate": [], "true_positive_rate": []}
-        return counts | {"auc": None, "average_precision": None} | empty
-    false_positive_rate, true_positive_rate, _ = sklearn_metrics.roc_curve(truth, score)
-    return counts | {
-        "auc": float(sklearn_metrics.roc_auc_score(truth, score)),
-        "average_precision": float(sklearn_metrics.average_precision_score(truth, score)),
-        "false_positive_rate": false_positive_rate.tolist(),
-        "true_positive_rate": true_positive_rate.tolist(),
-    }
-
-
-def decisions(truth: np.ndarray, score: np.ndarray, threshold: float) -> dict[str, Any]:
-    """Figures of one class against the rest at a threshold.
-
-    Args:
-        truth: bool (N,).
-        score: float (N,); positive is a score of the threshold or above.
-        threshold: from validation.
-
-    Returns:
-        confusion, int (2, 2) as lists, rows truth (rest, class), columns prediction; sensitivity, specificity,
-        precision, f1 (of the class), weighted_f1 (mean of both sides' F1, weighted by their counts, the figure of 2018),
-        accuracy: in [0, 1], None where the ratio is of nothing.
-    """
-    matrix = sklearn_metrics.confusion_matrix(truth, score >= threshold, labels=[False, True])
-    (right_rest, false), (missed, hit) = matrix.tolist()
-
-    def ratio(part: int, whole: int) -> float | None:
-        return part / whole if whole else None
-
+    both = 0 < truth.sum() < len(truth)
+    (right_rest, false), (missed, hit) = binary_confusion(truth, score >= threshold)
+    f1, rest_f1 = ratio(2 * hit, 2 * hit + missed + false), ratio(2 * right_rest, 2 * right_rest + missed + false)
     return {
-        "threshold": threshold,
-        "confusion": matrix.tolist(),
+        "auc": float(sklearn_metrics.roc_auc_score(truth, score)) if both else None,
+        "average_precision": float(sklearn_metrics.average_precision_score(truth, score)) if both else None,
         "sensitivity": ratio(hit, hit + missed),
         "specificity": ratio(right_rest, right_rest + false),
         "precision": ratio(hit, hit + false),
-        "f1": ratio(2 * hit, 2 * hit + missed + false),
-        "weighted_f1": float(
-            sklearn_metrics.f1_score(truth, score >= threshold, average="weighted", zero_division=0.0)
-        ),
+        "f1": f1,
+        "weighted_f1": ((f1 or 0) * (hit + missed) + (rest_f1 or 0) * (right_rest + false)) / len(truth),
         "accuracy": (hit + right_rest) / len(truth),
     }
 
 
-def evaluate(labels: np.ndarray, probabilities: np.ndarray, thresholds: dict[str, float]) -> dict[str, Any]:
-    """All figures of one split.
+def figures(labels: np.ndarray, probabilities: np.ndarray, thresholds: dict[str, float]) -> dict[str, float | None]:
+    """All figures of a split.
 
     Args:
         labels: int (N,), index into CLASSES.
@@ -129,41 +125,39 @@ def evaluate(labels: np.ndarray, probabilities: np.ndarray, thresholds: dict[str
         thresholds: by class name, for melanoma and seborrheic keratosis.
 
     Returns:
-        {class name: `ranking` and `decisions` against the rest}, confusion (3, 3) of the likeliest class, and
-        balanced_accuracy, the mean over the classes that occur of their sensitivity.
+        {"melanoma auc": ..., "seborrheic keratosis auc": ..., ...} as in `against_rest`, and "balanced accuracy", the
+        mean over the classes that occur of the share whose likeliest class is right.
     """
-    against_rest = {}
+    found: dict[str, float | None] = {}
     for index in (MELANOMA, KERATOSIS):
-        truth, score = labels == index, probabilities[:, index]
-        against_rest[CLASSES[index]] = ranking(truth, score) | decisions(truth, score, thresholds[CLASSES[index]])
-    matrix = sklearn_metrics.confusion_matrix(labels, probabilities.argmax(axis=1), labels=range(len(CLASSES)))
+        name = CLASSES[index]
+        values = against_rest(labels == index, probabilities[:, index], thresholds[name])
+        found |= {f"{name} {figure.replace('_', ' ')}": value for figure, value in values.items()}
+    matrix = class_confusion(labels, probabilities)
     totals = matrix.sum(axis=1)
     recalls = np.diag(matrix)[totals > 0] / totals[totals > 0]
-    return against_rest | {"confusion": matrix.tolist(), "balanced_accuracy": float(recalls.mean())}
+    return found | {"balanced accuracy": float(recalls.mean())}
 
 
-def interval(
-    figure: Any, labels: np.ndarray, values: np.ndarray, seed: int, draws: int = 1000
-) -> tuple[float, float] | None:
-    """A 95 % bootstrap interval, drawn within each class so that their numbers stay.
+def intervals(
+    compute: Callable[[np.ndarray], dict[str, float | None]], groups: np.ndarray, seed: int, draws: int = 1000
+) -> dict[str, tuple[float, float] | None]:
+    """95 % bootstrap intervals of figures over images.
 
     Args:
-        figure: function of (labels, values) giving a number or None.
-        labels: (N,).
-        values: (N, ...), drawn together with the labels.
+        compute: from drawn rows, int (N,), to figures by name.
+        groups: (N,), drawn within equal values so that their numbers stay: the classes.
         seed: of the draws.
         draws: how many.
 
     Returns:
-        2.5th and 97.5th percentile; None where the figure is undefined.
+        2.5th and 97.5th percentile of each figure; None where it is undefined on the images themselves.
     """
-    if figure(labels, values) is None:
-        return None
     rng = np.random.default_rng(seed)
-    groups = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    drawn = []
-    for _ in range(draws):
-        rows = np.concatenate([rng.choice(group, len(group)) for group in groups])
-        drawn.append(figure(labels[rows], values[rows]))
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return float(low), float(high)
+    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    drawn = [compute(np.concatenate([rng.choice(rows, len(rows)) for rows in members])) for _ in range(draws)]
+    bounds: dict[str, tuple[float, float] | None] = {}
+    for name, value in compute(np.arange(len(groups))).items():
+        values = [float(figure) for one in drawn if (figure := one[name]) is not None]
+        bounds[name] = None if value is None else tuple(np.percentile(values, [2.5, 97.5]).tolist())
+    return bounds

@@ -47,18 +47,18 @@ CYST_COLOUR = (238.0, 222.0, 190.0)
 # drawn around the mean and cut to 0 and 1, so a mean below 0 makes a trait rare.
 TRAITS: dict[str, tuple[float, float, float, float]] = {
     "size": (0.56, 0.70, 0.58, 0.22),
-    "asymmetry": (0.20, 0.60, 0.22, 0.18),
-    "raggedness": (0.22, 0.60, 0.26, 0.18),
+    "asymmetry": (0.22, 0.56, 0.22, 0.18),
+    "raggedness": (0.26, 0.54, 0.26, 0.20),
     "sharpness": (0.28, 0.42, 0.72, 0.20),
-    "density": (0.46, 0.58, 0.46, 0.22),
-    "variety": (0.20, 0.66, 0.28, 0.18),
-    "redness": (0.20, 0.34, 0.20, 0.20),
+    "density": (0.44, 0.60, 0.44, 0.20),
+    "variety": (0.12, 0.70, 0.26, 0.18),
+    "redness": (0.18, 0.38, 0.18, 0.20),
     "network": (0.70, 0.52, 0.05, 0.25),
     "globules": (0.55, 0.48, 0.05, 0.25),
     "streaks": (-0.10, 0.42, -0.15, 0.22),
-    "veil": (-0.25, 0.38, -0.10, 0.26),
-    "regression": (-0.15, 0.30, -0.15, 0.24),
-    "wax": (-0.05, -0.05, 0.60, 0.22),
+    "veil": (-0.30, 0.46, -0.20, 0.26),
+    "regression": (-0.20, 0.34, -0.20, 0.24),
+    "wax": (-0.10, -0.10, 0.66, 0.22),
     "milia": (-0.20, -0.15, 0.48, 0.25),
     "openings": (-0.20, -0.10, 0.45, 0.25),
     "fissures": (-0.25, -0.20, 0.38, 0.28),
@@ -101,7 +101,7 @@ def mix(image: Array, colour: tuple[float, float, float] | Array, share: Array) 
 
 def look(kind: int, rng: Rng) -> dict[str, float]:
     """Draws the strength of every trait for one lesion, around a blend of its class and a random class."""
-    typical = rng.beta(6, 1.1)
+    typical = rng.beta(8, 1.1)
     other = int(rng.integers(3))
     traits = {}
     for name, (*means, spread) in TRAITS.items():
@@ -205,9 +205,9 @@ def melanin_density(lesion: Lesion, traits: dict[str, float], rng: Rng) -> Array
     shape, variety = lesion.depth.shape, traits["variety"]
     fade = 0.55 * (1 - traits["sharpness"]) ** 1.5 + 0.05
     cover = smooth_step((lesion.depth + 0.03) / fade) ** 0.8
-    uneven = np.exp((0.16 + 0.24 * variety) * noise(shape, 50 * lesion.unit, rng, slope=2.0))
+    uneven = np.exp((0.12 + 0.30 * variety) * noise(shape, 50 * lesion.unit, rng, slope=2.0))
     density = 0.30 * 6.5 ** traits["density"] * cover * uneven
-    density *= 1 + rng.uniform(-0.3, 0.9) * smooth_step(lesion.depth)
+    density *= 1 + rng.uniform(-0.3, 0.7) * smooth_step(lesion.depth)
     if variety > FAINTEST:
         density *= 1 + 1.5 * variety * patch(lesion, rng.uniform(0.1, 0.45), 0.7, rng)
         density *= 1 - 0.6 * variety * patch(lesion, rng.uniform(0.1, 0.4), 0.9, rng)
@@ -317,7 +317,7 @@ def line_cover(shape: tuple[int, int], lines: list[tuple[NDArray[np.float64], ND
     for points, widths in lines:
         for start, end, width in zip(points[:-1] * factor, points[1:] * factor, widths * factor):
             pen.line((*start, *end), fill=255, width=max(1, round(width)))
-    return np.asarray(canvas.reduce(factor), np.float32) / 255
+    return np.asarray(canvas.reduce(factor), np.float32) / np.float32(255)
 
 
 def hairs(image: Array, unit: float, rng: Rng) -> Array:

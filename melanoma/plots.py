@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 DPI = 150
@@ -22,6 +20,16 @@ class Tile:
     title: str = ""
     truth: np.ndarray | None = None  # masks (S, S, 1), outlined
     prediction: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One class's ROC curve."""
+
+    name: str
+    rates: tuple[np.ndarray, np.ndarray]  # 1 - specificity, sensitivity
+    auc: float
+    operating_point: tuple[float, float]  # 1 - specificity, sensitivity at the chosen threshold
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -48,27 +56,27 @@ def sheet(path: Path, rows: Sequence[Sequence[Tile]], title: str) -> None:
     save(figure, path)
 
 
-def training_curves(path: Path, history: dict[str, list[float]], names: dict[str, str], title: str) -> None:
+def training_curves(
+    path: Path, history: dict[str, list[float]], best_epoch: int, names: dict[str, str], title: str
+) -> None:
     """Training and validation curves over epochs, a panel for each quantity, the best epoch marked.
 
     Args:
         path: PNG to write.
-        history: values per epoch; a quantity `q` of validation is `val_q`. The last quantity named decides the best
-            epoch, the one of its highest value.
+        history: values per epoch; a quantity `q` of validation is `val_q`.
+        best_epoch: the one whose weights were kept, from 1; 0 where none was.
         names: {quantity: label of its axis}.
         title: over the panels.
     """
     figure = Figure(figsize=(4.2 * len(names), 3.4), layout="constrained")
     figure.suptitle(title, fontsize=11)
-    monitored = list(names)[-1]
-    decisive = history.get(f"val_{monitored}", history[monitored])
-    best = int(np.nanargmax(decisive)) + 1
     for axis, (quantity, label) in zip(figure.subplots(1, len(names), squeeze=False)[0], names.items(), strict=True):
         for key, name, colour in ((quantity, "train", LINES[0]), (f"val_{quantity}", "validation", LINES[1])):
             if key in history:
                 epochs = range(1, len(history[key]) + 1)
                 axis.plot(epochs, history[key], color=colour, label=name, marker="o", markersize=3)
-        axis.axvline(best, color="0.6", linestyle=":", label=f"best epoch, {best}")
+        if best_epoch:
+            axis.axvline(best_epoch, color="0.6", linestyle=":", label=f"best epoch, {best_epoch}")
         axis.set_xlabel("epoch")
         axis.set_ylabel(label)
         axis.xaxis.get_major_locator().set_params(integer=True)
@@ -77,35 +85,34 @@ def training_curves(path: Path, history: dict[str, list[float]], names: dict[str
     save(figure, path)
 
 
-def draw_roc(axis: Axes, curves: Sequence[dict[str, Any]]) -> None:
-    """ROC curves with areas, the chance line and operating points on given axes.
-
-    Args:
-        axis: where to draw.
-        curves: each with name, false_positive_rate, true_positive_rate (lists in [0, 1]), auc, and operating_point, a
-            pair of the two rates or None.
-    """
+def roc(path: Path, curves: Sequence[Curve], title: str) -> None:
+    """ROC curves with their areas, the chance line and the operating points."""
+    figure = Figure(figsize=(5.4, 5.4), layout="constrained")
+    axis = figure.subplots()
     axis.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1, label="chance, AUC 0.5")
     for curve, colour in zip(curves, LINES, strict=False):
-        label = f"{curve['name']}, AUC {curve['auc']:.3f}"
-        axis.plot(curve["false_positive_rate"], curve["true_positive_rate"], color=colour, linewidth=1.8, label=label)
-        if curve["operating_point"]:
-            axis.plot(*curve["operating_point"], marker="o", color=colour, markeredgecolor="white", markersize=8)
-    axis.plot([], [], marker="o", color="0.4", linestyle="none", label="operating point (threshold from validation)")
+        axis.plot(*curve.rates, color=colour, linewidth=1.8, label=f"{curve.name}, AUC {curve.auc:.3f}")
+        axis.plot(*curve.operating_point, marker="o", color=colour, markeredgecolor="white", markersize=8)
+    axis.plot([], [], marker="o", color="0.4", linestyle="none", label="operating point")
     axis.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    axis.set_title(title, fontsize=11)
     axis.grid(alpha=0.25)
     axis.legend(loc="lower right", fontsize=8)
+    save(figure, path)
 
 
-def draw_confusion(axis: Axes, matrix: np.ndarray, names: Sequence[str]) -> None:
-    """A confusion matrix on given axes: counts and per cent of each row, shaded by the latter.
+def confusion(path: Path, matrix: np.ndarray, names: Sequence[str], title: str) -> None:
+    """A confusion matrix: counts and per cent of each row, shaded by the latter.
 
     Args:
-        axis: where to draw.
+        path: PNG to write.
         matrix: int (K, K), rows truth, columns prediction.
         names: of the K classes.
+        title: over the matrix.
     """
     share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    figure = Figure(figsize=(4.8, 4.8), layout="constrained")
+    axis = figure.subplots()
     axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
     for (row, column), count in np.ndenumerate(matrix):
         colour = "white" if share[row, column] > 0.55 else "black"
@@ -115,19 +122,5 @@ def draw_confusion(axis: Axes, matrix: np.ndarray, names: Sequence[str]) -> None
     axis.set_xticks(range(len(names)), labels, fontsize=9)
     axis.set_yticks(range(len(names)), labels, fontsize=9)
     axis.set(xlabel="predicted", ylabel="truth")
-
-
-def roc(path: Path, curves: Sequence[dict[str, Any]], title: str) -> None:
-    """ROC curves as a PNG; see `draw_roc`."""
-    figure = Figure(figsize=(5.4, 5.4), layout="constrained")
-    draw_roc(axis := figure.subplots(), curves)
-    axis.set_title(title, fontsize=11)
-    save(figure, path)
-
-
-def confusion(path: Path, matrix: np.ndarray, names: Sequence[str], title: str) -> None:
-    """A confusion matrix as a PNG; see `draw_confusion`."""
-    figure = Figure(figsize=(4.8, 4.6), layout="constrained")
-    draw_confusion(axis := figure.subplots(), matrix, names)
     axis.set_title(title, fontsize=11)
     save(figure, path)

@@ -67,6 +67,7 @@ FILES = {
         "arrays/{split}_masked.npy", MASKING, (CLASSIFIER,), "uint8", ("N", "S", "S", 3), low=0, high=255
     ),
     "features": File("arrays/{split}_{backbone}_features.npy", CLASSIFIER, (CLASSIFIER,), "float32", ("N", "C")),
+    "head_weights": File("weights/{backbone}_head.weights.h5", CLASSIFIER, ()),
     "classifier_weights": File("weights/{backbone}.weights.h5", CLASSIFIER, ()),
     "classifier_settings": File("weights/{backbone}.json", CLASSIFIER, ()),
     "probabilities": File(
@@ -252,6 +253,20 @@ class Store:
                 f"without --limit, or this script with --limit {len(array)}"
             )
         return array[:wanted]
+
+    def reusable(self, name: str, made_with: dict[str, Any], **fields: str) -> bool:
+        """Whether an array is there, whole, up to date, and was made with the given settings."""
+        if not self.has(name, **fields):
+            return False
+        try:
+            self.load(name, **fields)
+        except StageError:
+            return False
+        return all(self.setting(name, setting, **fields) == value for setting, value in made_with.items())
+
+    def setting(self, name: str, setting: str, **fields: str) -> Any:
+        """A setting that a file was written with, from the manifest; None where it had none of that name."""
+        return self.manifest[self._key(self.path(name, **fields))]["settings"].get(setting)
 
     def blocks(self, name: str, **fields: str) -> Iterator[np.ndarray]:
         """The rows that `load` gives, a block at a time, each from a mapping of its own: memory stays small."""

@@ -4,6 +4,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,12 @@ class Batches(keras.utils.PyDataset):
 class KeepBest(keras.callbacks.Callback):
     """Saves the weights whenever the monitored value is the highest so far; stops the run where the loss is no number."""
 
-    def __init__(self, monitor: str, save: Callable[[], None]) -> None:
-        """Takes the key of the monitored value and what saves the weights."""
+    def __init__(self, monitor: str, start: float, save: Callable[[], Path]) -> None:
+        """Takes the key of the monitored value, its value before the first epoch, and what saves the weights."""
         super().__init__()
-        self.monitor, self.save, self.best = monitor, save, -math.inf
+        self.monitor, self.best, self.save = monitor, start, save
+        self.best_epoch = 0
+        self.path = save()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Judges the epoch."""
@@ -91,8 +94,17 @@ class KeepBest(keras.callbacks.Callback):
                 "the weights saved before are kept"
             )
         if logs[self.monitor] > self.best:
-            self.best = logs[self.monitor]
-            self.save()
+            self.best, self.best_epoch = logs[self.monitor], epoch + 1
+            self.path = self.save()
+
+
+@dataclass(frozen=True)
+class Training:
+    """How a training went."""
+
+    history: dict[str, list[float]]  # of each quantity, its value after each epoch; validation's with the prefix val_
+    best_epoch: int  # from 1; 0 where no epoch was better than the start
+    best: float  # the monitored value of the best epoch
 
 
 def fit(
@@ -107,7 +119,8 @@ def fit(
     learning_rate: float,
     patience: int,
     save: Callable[[], Path],
-) -> dict[str, list[float]]:
+    start: float = -math.inf,
+) -> Training:
     """Trains with Adam and a cosine learning rate; the model ends with its best epoch's weights.
 
     Args:
@@ -121,9 +134,7 @@ def fit(
         learning_rate: of the first step; falls to 0 with the last.
         patience: epochs without a new best after which training ends.
         save: writes the model's weights and returns where.
-
-    Returns:
-        Value of each quantity after each epoch, validation's with the prefix val_.
+        start: the monitored value of the model as it comes; weights that are worse are not kept.
 
     Raises:
         InputError: the loss became NaN or infinite.
@@ -132,20 +143,18 @@ def fit(
     trainer = keras.Model(model.inputs, model.outputs)
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * len(train))
     trainer.compile(keras.optimizers.Adam(schedule), loss=loss, metrics=metrics)
-    saved: list[Path] = []
+    keeper = KeepBest(monitor, start, save)
     history = trainer.fit(
         train,
         validation_data=validation,
         epochs=epochs,
         verbose=1 if sys.stdout.isatty() else 2,
-        callbacks=[
-            KeepBest(monitor, lambda: saved.append(save())),
-            keras.callbacks.EarlyStopping(monitor, mode="max", patience=patience),
-        ],
+        callbacks=[keeper, keras.callbacks.EarlyStopping(monitor, mode="max", patience=patience)],
     ).history
-    model.load_weights(saved[-1])
-    log.info("best epoch %d of %d by %s", int(np.argmax(history[monitor])) + 1, len(history[monitor]), monitor)
-    return {key: [float(value) for value in values] for key, values in history.items()}
+    model.load_weights(keeper.path)
+    log.info("%s: best %s %.4f, after epoch %d of %d", model.name, monitor, keeper.best, keeper.best_epoch, epochs)
+    values = {key: [float(value) for value in values] for key, values in history.items()}
+    return Training(values, keeper.best_epoch, float(keeper.best))
 
 
 def predict(model: keras.Model, inputs: np.ndarray, batch_size: int, label: str) -> Iterator[np.ndarray]:
