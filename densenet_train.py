@@ -19,12 +19,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import keras
-import numpy as np
-
 from melanoma import classifier, command, isic, plots, stages, training
 from melanoma.command import log
 from melanoma.errors import InputError, StageError
+
+import keras
+import numpy as np
 
 BACKBONE = "densenet121"
 BATCH_SIZE = 16
@@ -78,7 +78,9 @@ def diagnoses(store: stages.Store) -> dict[str, np.ndarray]:
     return truth
 
 
-def features(store: stages.Store, split: str, extract: keras.Model, made_with: dict[str, Any], batch: int) -> np.ndarray:
+def features(
+    store: stages.Store, split: str, extract: keras.Model, made_with: dict[str, Any], batch: int
+) -> np.ndarray:
     """The frozen backbone's features of a split, computed once and kept."""
     backbone = made_with["backbone"]
     if store.reusable("features", made_with, split=split, backbone=backbone):
@@ -110,8 +112,8 @@ def fit(
         loss="categorical_crossentropy",
         metrics=[keras.metrics.AUC(multi_label=True, num_labels=len(isic.CLASSES), name="auc")],
         monitor="auc",
-        epochs=own and arguments.epochs or EPOCHS[phase],
-        learning_rate=own and arguments.learning_rate or LEARNING_RATE[phase],
+        epochs=(own and arguments.epochs) or EPOCHS[phase],
+        learning_rate=(own and arguments.learning_rate) or LEARNING_RATE[phase],
         patience=PATIENCE,
         **keep,
     )
@@ -140,9 +142,7 @@ def main(arguments: argparse.Namespace) -> None:
 
     extract = classifier.extractor(name, backbone)
     inputs = {
-        split: features(store, split, extract, made_with, batch_size)
-        for split in masked
-        if not full or split in truth
+        split: features(store, split, extract, made_with, batch_size) for split in masked if not full or split in truth
     }
     save_head = partial(store.save_weights, "head_weights", head, backbone=name)
     results = {"head": fit("head", head, inputs, truth, arguments, save=save_head)}
@@ -152,7 +152,11 @@ def main(arguments: argparse.Namespace) -> None:
         network, inputs = model, masked
         results["full"] = fit("full", model, masked, truth, arguments, save=save, start=results["head"].best)
     save()
-    facts = {"size": masked["train"].shape[1], "classes": isic.CLASSES, "roi": store.setting("masked", "roi", split="train")}
+    facts = {
+        "size": masked["train"].shape[1],
+        "classes": isic.CLASSES,
+        "roi": store.setting("masked", "roi", split="train"),
+    }
     phases = {phase: {"best_epoch": one.best_epoch, "history": one.history} for phase, one in results.items()}
     store.save_json("classifier_settings", made_with | facts | phases, backbone=name)
     for split, rows in inputs.items():

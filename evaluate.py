@@ -15,13 +15,14 @@ Expect  README, "Results"
 """
 
 import argparse
+from pathlib import Path
 from typing import Any
-
-import numpy as np
-import pandas as pd
 
 from melanoma import command, isic, metrics, plots, stages
 from melanoma.command import log
+
+import numpy as np
+import pandas as pd
 
 RANKED = (isic.MELANOMA, isic.KERATOSIS)  # the challenge's two tasks
 DEFAULT_THRESHOLD = 0.5  # where no validation labels choose a better one
@@ -46,19 +47,19 @@ def choose_thresholds(store: stages.Store) -> dict[str, float]:
     return thresholds
 
 
-def draw(split: str, labels: np.ndarray, probabilities: np.ndarray, thresholds: dict[str, float], folder: Any) -> None:
+def draw(split: str, labels: np.ndarray, probabilities: np.ndarray, thresholds: dict[str, float], folder: Path) -> None:
     """Draws ROC curves and confusion matrices of a split."""
     about = f"{split}, n = {len(labels)}"
     curves = []
     for index in RANKED:
         name = isic.CLASSES[index]
         truth, score = labels == index, probabilities[:, index]
-        scores = metrics.against_rest(truth, score, thresholds[name])
-        if scores["auc"] is None:
+        if not 0 < truth.sum() < len(truth):
             log.info("%s: only one side of %s occurs: no ROC curve", split, name)
             continue
-        point = (1 - scores["specificity"], scores["sensitivity"])
-        curves.append(plots.Curve(f"{name} against the rest", metrics.roc_curve(truth, score), scores["auc"], point))
+        confusion = metrics.binary_confusion(truth, score >= thresholds[name])
+        point = confusion[:, 1] / confusion.sum(axis=1)
+        curves.append(plots.Curve(f"{name} against the rest", metrics.roc_curve(truth, score), point))
     if curves:
         plots.roc(folder / f"roc_{split}.png", curves, f"ROC, {about}")
     melanoma = isic.CLASSES[isic.MELANOMA]

@@ -13,10 +13,10 @@ Expect  README, "Results"
 import argparse
 from pathlib import Path
 
-import numpy as np
-
 from melanoma import command, images, isic, plots, stages
 from melanoma.command import log
+
+import numpy as np
 
 ROI = "mask"  # the 2018 way
 SHOWN = 2  # cases of each class on the contact sheet
@@ -49,7 +49,7 @@ def mask_split(store: stages.Store, split: str, roi: str) -> None:
 
 
 def draw_sheet(store: stages.Store, split: str, roi: str, path: Path) -> None:
-    """Draws photograph, predicted mask and result for the first cases of each class, or the first of an unlabelled split."""
+    """Draws photograph, predicted mask and result for the first cases of each class, where labels tell them apart."""
     ids, photographs = store.load("ids", split=split), store.load("images", split=split)
     predicted, masked = store.load("predicted", split=split), store.load("masked", split=split)
     groups = {"unlabelled": np.arange(len(ids))}

@@ -18,10 +18,10 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-
 from melanoma import augment, command, images, isic, plots, stages
 from melanoma.command import log
+
+import numpy as np
 
 SIZE = 256  # pixels: side of the arrays
 COPIES = 3.5  # times as many images of melanoma and of keratosis, as in 2018
@@ -79,7 +79,13 @@ def write_split(store: stages.Store, split: str, rows: list[Row], size: int, see
         store.save("labels", np.array(labels, dtype=np.int8), split=split)
     copied = sum(copy is not None for _, copy in rows)
     classes = ", ".join(f"{labels.count(label)} {name}" for label, name in enumerate(isic.CLASSES))
-    log.info("%-5s %d photographs, %d augmented copies; %s", split, len(rows) - copied, copied, classes if labels else "no labels")
+    log.info(
+        "%-5s %d photographs, %d augmented copies; %s",
+        split,
+        len(rows) - copied,
+        copied,
+        classes if labels else "no labels",
+    )
     if "masks" not in channels:
         log.info("%-5s has no lesion masks: its segmentation will be predicted, not scored", split)
 
@@ -95,7 +101,12 @@ def draw_copies(store: stages.Store, path: Path) -> None:
         for original in np.flatnonzero(labels == label)[:2]:
             family = [row for row, name in enumerate(ids) if name.split("_copy")[0] == ids[original]][:4]
             titles = [f"{isic.CLASSES[label]}, {ids[original]}", *["copy"] * 3]
-            tiles.append([plots.Tile(photographs[row], title, truth=masks[row]) for row, title in zip(family, titles, strict=False)])
+            tiles.append(
+                [
+                    plots.Tile(photographs[row], title, truth=masks[row])
+                    for row, title in zip(family, titles, strict=False)
+                ]
+            )
     plots.sheet(path, tiles, "Minority classes: photographs (left) and their augmented copies")
 
 

@@ -15,12 +15,12 @@ Expect  README, "Results"
 import argparse
 from typing import Any
 
-import keras
-import numpy as np
-
 from melanoma import command, metrics, plots, segnet, stages, training
 from melanoma.command import log
 from melanoma.errors import InputError, StageError
+
+import keras
+import numpy as np
 
 NETWORK_SIZE = 200  # pixels, as in 2018
 EPOCHS = 40
@@ -70,9 +70,7 @@ def train(store: stages.Store, arguments: argparse.Namespace) -> keras.Model:
         validation = training.Batches(val_images, val_masks, arguments.batch_size)
     else:
         log.info("no validation masks: the best epoch is chosen by the training Jaccard")
-    batches = training.Batches(
-        images, masks, arguments.batch_size, seed=arguments.seed, vary=True, target_is_mask=True
-    )
+    batches = training.Batches(images, masks, arguments.batch_size, seed=arguments.seed, vary=True, target_is_mask=True)
     result = training.fit(
         model,
         batches,
@@ -126,7 +124,10 @@ def draw_overlays(store: stages.Store, arguments: argparse.Namespace) -> None:
     middle = max(0, (len(order) - count) // 2)
     rows = {"worst": order[:count], "median": order[middle : middle + count], "best": order[::-1][:count]}
     tiles = [
-        [plots.Tile(images[row], f"{name}: {ids[row]}, {jaccard[row]:.2f}", truth[row], predicted[row]) for row in which]
+        [
+            plots.Tile(images[row], f"{name}: {ids[row]}, {jaccard[row]:.2f}", truth[row], predicted[row])
+            for row in which
+        ]
         for name, which in rows.items()
     ]
     path = arguments.graphics / "segnet_overlays.png"

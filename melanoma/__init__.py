@@ -2,5 +2,6 @@
 
 import os
 
-# TensorFlow prints start-up notices on stderr that hide our own messages; 2 keeps its errors.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# TensorFlow prints a page of start-up notices, among them an "error" wherever there is no GPU. What goes wrong in a
+# computation reaches us as an exception all the same. Takes effect only before TensorFlow is imported.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

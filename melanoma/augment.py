@@ -64,6 +64,7 @@ def random_colour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
     Args:
         image: uint8 (S, S, 3).
+        rng: decides the changes.
 
     Returns:
         uint8 (S, S, 3). Black, as in a masked background, stays black.

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import keras
-from keras import layers
-
 from melanoma.errors import InputError
 from melanoma.isic import CLASSES
+
+import keras
+from keras import layers
 
 HEAD_UNITS = 1024
 HEAD_DROPOUT = 0.6

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from tqdm import tqdm
-
 from melanoma.errors import InputError
+
+from tqdm import tqdm
 
 T = TypeVar("T")
 
@@ -66,9 +66,7 @@ def training_flags(
     """Adds the flags of the scripts that train; `note` says what a default of None stands for."""
     flags.add_argument("--epochs", type=positive_int, default=epochs, help="at most this many" + note)
     flags.add_argument("--batch-size", type=positive_int, default=batch_size, help="images per step")
-    flags.add_argument(
-        "--learning-rate", type=positive_float, default=learning_rate, help="of the first step" + note
-    )
+    flags.add_argument("--learning-rate", type=positive_float, default=learning_rate, help="of the first step" + note)
 
 
 def progress(items: Iterable[T], label: str, total: int) -> Iterator[T]:

@@ -1,16 +1,16 @@
 """From a file to a square array, and from a lesion mask to the region that the classifier sees.
 
-Rule for pictures whose EXIF tag asks for a turn: the tag is ignored, for image and mask alike, since the masks were drawn
-on the pixels as stored.
+Rule for pictures whose EXIF tag asks for a turn: the tag is ignored, for image and mask alike, since the masks were
+drawn on the pixels as stored.
 """
 
 from pathlib import Path
 
+from melanoma.errors import InputError
+
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from skimage import measure
-
-from melanoma.errors import InputError
 
 ROIS = ("mask", "crop", "full")
 CROP_MARGIN = 0.15  # of the lesion's longer side, added on each side: keeps the border, where melanoma shows

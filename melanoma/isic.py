@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from melanoma.errors import InputError
+
 import numpy as np
 import pandas as pd
-
-from melanoma.errors import InputError
 
 CLASSES = ("benign nevus", "melanoma", "seborrheic keratosis")
 NEVUS, MELANOMA, KERATOSIS = range(3)

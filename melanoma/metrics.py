@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
+from melanoma.isic import CLASSES, KERATOSIS, MELANOMA
+
 import numpy as np
 from sklearn import metrics as sklearn_metrics
-
-from melanoma.isic import CLASSES, KERATOSIS, MELANOMA
 
 JACCARD_THRESHOLD = 0.65  # of the challenge from 2018 on: a mask below it counts as failed, with 0
 

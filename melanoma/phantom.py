@@ -6,8 +6,8 @@ writes a sample in the layout of the ISIC 2017 challenge. Every drawn structure 
 its dermoscopy term (pigment network, globules, streaks, blue-white veil, regression, milia-like cysts,
 comedo-like openings, fissures). Light is absorbed as in skin: melanin and blood thin the skin colour
 exponentially, so pale brown, dark brown and black are one pigment at growing density. The classes overlap on
-purpose: a lesion's look is drawn around a blend of its own class and a random one, so no classifier can be right
-every time.
+purpose: a lesion's look is drawn around a blend of its own class and a random one, so no classifier can be
+right every time.
 """
 
 import argparse
@@ -16,12 +16,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from melanoma import isic
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
-
-from melanoma import isic
 
 Array = NDArray[np.float32]
 Bits = NDArray[np.bool_]
@@ -56,7 +56,7 @@ TRAITS: dict[str, tuple[float, float, float, float]] = {
     "network": (0.70, 0.52, 0.05, 0.25),
     "globules": (0.55, 0.48, 0.05, 0.25),
     "streaks": (-0.10, 0.42, -0.15, 0.22),
-    "veil": (-0.30, 0.46, -0.20, 0.26),
+    "veil": (-0.30, 0.42, -0.20, 0.26),
     "regression": (-0.20, 0.34, -0.20, 0.24),
     "wax": (-0.10, -0.10, 0.66, 0.22),
     "milia": (-0.20, -0.15, 0.48, 0.25),
@@ -70,8 +70,8 @@ FAINTEST = 0.12  # strength below which a structure is left out
 class Lesion:
     """Where a lesion lies, as maps (height, width).
 
-    `depth` is 1 at the core, 0 on the border and negative outside; `mask` is True inside; `unit` is the size in
-    pixels of what would be one pixel at the reference height.
+    `depth` is 1 at the core, 0 on the border and negative outside; `mask` is True inside; `unit` is the size
+    in pixels of what would be one pixel at the reference height.
     """
 
     depth: Array
@@ -80,7 +80,7 @@ class Lesion:
 
 
 def noise(shape: tuple[int, int], scale: float, rng: Rng, slope: float = 3.0) -> Array:
-    """Random map of mean 0 and deviation 1, smooth below `scale` pixels; a lower `slope` keeps more detail."""
+    """Random map of mean 0 and deviation 1, smooth below `scale` pixels; a low `slope` keeps more detail."""
     frequency = np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None, :])
     weight = (1 + (frequency * scale) ** 2) ** (-slope / 2)
     weight[0, 0] = 0
@@ -95,13 +95,13 @@ def smooth_step(value: Array) -> Array:
 
 
 def mix(image: Array, colour: tuple[float, float, float] | Array, share: Array) -> Array:
-    """Moves `image` towards `colour`, one for all pixels or one each, by `share` (height, width) of 0 to 1."""
+    """Moves `image` towards `colour`, one for all pixels or one each, by `share` (height, width), 0 to 1."""
     return image + (np.asarray(colour, np.float32) - image) * share[..., None]
 
 
 def look(kind: int, rng: Rng) -> dict[str, float]:
     """Draws the strength of every trait for one lesion, around a blend of its class and a random class."""
-    typical = rng.beta(8, 1.1)
+    typical = rng.beta(7, 1.1)
     other = int(rng.integers(3))
     traits = {}
     for name, (*means, spread) in TRAITS.items():
@@ -115,7 +115,7 @@ def look(kind: int, rng: Rng) -> dict[str, float]:
 
 
 def outline(shape: tuple[int, int], traits: dict[str, float], rng: Rng) -> Lesion:
-    """Lays out the lesion: a warped ellipse, cut where it fills its share of the frame (about 5 % to 50 %)."""
+    """Lays out the lesion: a warped ellipse, cut where it fills its share of the frame, about 5 % to 50 %."""
     unit = min(shape) / REFERENCE_HEIGHT
     area = float(np.clip(0.05 * 9 ** traits["size"], 0.05, 0.5) * rng.uniform(0.8, 1.2))
     radius = np.sqrt(area * shape[0] * shape[1] / np.pi)
@@ -315,7 +315,8 @@ def line_cover(shape: tuple[int, int], lines: list[tuple[NDArray[np.float64], ND
     canvas = Image.new("L", (shape[1] * factor, shape[0] * factor))
     pen = ImageDraw.Draw(canvas)
     for points, widths in lines:
-        for start, end, width in zip(points[:-1] * factor, points[1:] * factor, widths * factor):
+        segments = zip(points[:-1] * factor, points[1:] * factor, widths[:-1] * factor, strict=True)
+        for start, end, width in segments:
             pen.line((*start, *end), fill=255, width=max(1, round(width)))
     return np.asarray(canvas.reduce(factor), np.float32) / np.float32(255)
 
@@ -418,8 +419,9 @@ def draw(kind: int, size: tuple[int, int], rng: Rng) -> tuple[Bytes, Bytes]:
     """Draws one photograph and its lesion mask.
 
     `kind` is an index into `isic.CLASSES` (0 nevus, 1 melanoma, 2 SK); `size` is (height, width) in pixels,
-    each at least 32. Returns the image, uint8 (height, width, 3) RGB 0 to 255, and the mask, uint8 (height, width)
-    with 1 inside the lesion and 0 outside. Raises ValueError for another kind or a smaller size.
+    each at least 32. Returns the image, uint8 (height, width, 3) RGB 0 to 255, and the mask, uint8
+    (height, width) with 1 inside the lesion and 0 outside. Raises ValueError for another kind or a smaller
+    size.
     """
     if kind not in range(len(isic.CLASSES)):
         raise ValueError(f"kind must be 0 to {len(isic.CLASSES) - 1}, not {kind}")
@@ -452,14 +454,13 @@ def class_order(count: int, rng: Rng) -> NDArray[np.int64]:
     return rng.permutation(kinds)
 
 
-def write_sample(
-    folder: Path, counts: Mapping[str, int], seed: int = 0, size: tuple[int, int] = (240, 320)
-) -> None:
+def write_sample(folder: Path, counts: Mapping[str, int], seed: int = 0, size: tuple[int, int] = (240, 320)) -> None:
     """Writes images, masks and labels in the ISIC 2017 layout under `folder`, which is created if missing.
 
     `counts` gives the images per split ("train", "val", "test"; a split left out is not written); `size` is
     (height, width) in pixels. An image depends only on its class, `size`, `seed` and its number, counted over
-    all splits, so writing again gives the same bytes. Raises ValueError for an unknown split or a negative count.
+    all splits, so writing again gives the same bytes. Raises ValueError for an unknown split or a negative
+    count.
     """
     unknown = set(counts) - set(isic.OFFICIAL_NAMES)
     if unknown or min(counts.values(), default=0) < 0:

@@ -28,8 +28,7 @@ class Curve:
 
     name: str
     rates: tuple[np.ndarray, np.ndarray]  # 1 - specificity, sensitivity
-    auc: float
-    operating_point: tuple[float, float]  # 1 - specificity, sensitivity at the chosen threshold
+    operating_point: np.ndarray  # the two rates at the chosen threshold
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -91,7 +90,9 @@ def roc(path: Path, curves: Sequence[Curve], title: str) -> None:
     axis = figure.subplots()
     axis.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1, label="chance, AUC 0.5")
     for curve, colour in zip(curves, LINES, strict=False):
-        axis.plot(*curve.rates, color=colour, linewidth=1.8, label=f"{curve.name}, AUC {curve.auc:.3f}")
+        axis.plot(
+            *curve.rates, color=colour, linewidth=1.8, label=f"{curve.name}, AUC {np.trapezoid(*curve.rates[::-1]):.3f}"
+        )
         axis.plot(*curve.operating_point, marker="o", color=colour, markeredgecolor="white", markersize=8)
     axis.plot([], [], marker="o", color="0.4", linestyle="none", label="operating point")
     axis.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")

@@ -21,10 +21,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
-import numpy as np
-
 from melanoma.errors import InputError, StageError
 from melanoma.isic import SPLITS
+
+import numpy as np
 
 PREPROCESSING = "segmentation_01_preprocessing.py"
 SEGNET = "segmentation_02_segnet_train.py"
@@ -63,9 +63,7 @@ FILES = {
     "segnet_weights": File("weights/segnet.weights.h5", SEGNET, ()),
     "segnet_settings": File("weights/segnet.json", SEGNET, ()),
     "predicted": File("arrays/{split}_predicted.npy", SEGNET, (MASKING,), "uint8", ("N", "S", "S", 1), low=0, high=1),
-    "masked": File(
-        "arrays/{split}_masked.npy", MASKING, (CLASSIFIER,), "uint8", ("N", "S", "S", 3), low=0, high=255
-    ),
+    "masked": File("arrays/{split}_masked.npy", MASKING, (CLASSIFIER,), "uint8", ("N", "S", "S", 3), low=0, high=255),
     "features": File("arrays/{split}_{backbone}_features.npy", CLASSIFIER, (CLASSIFIER,), "float32", ("N", "C")),
     "head_weights": File("weights/{backbone}_head.weights.h5", CLASSIFIER, ()),
     "classifier_weights": File("weights/{backbone}.weights.h5", CLASSIFIER, ()),
@@ -390,7 +388,9 @@ class ArrayWriter:
         """
         file = self.file
         if block.dtype != self.dtype or block.shape[1:] != self.shape[1:]:
-            raise InputError(f"{self.path}: rows of {self.dtype} {self.shape[1:]} expected, {block.dtype} {block.shape}")
+            raise InputError(
+                f"{self.path}: rows of {self.dtype} {self.shape[1:]} expected, {block.dtype} {block.shape}"
+            )
         if block.dtype.kind != "U" and len(block):
             low, high = block.min(), block.max()
             if not (np.isfinite([low, high]).all() and file.low <= low <= high <= file.high):

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import keras
-import numpy as np
-
 from melanoma import augment, command
 from melanoma.command import log
 from melanoma.errors import InputError
+
+import keras
+import numpy as np
 
 THREADS = os.cpu_count() or 1  # batches prepared at once; Pillow's warps run outside Python's interpreter lock
 
@@ -76,7 +76,7 @@ class Batches(keras.utils.PyDataset):
 
 
 class KeepBest(keras.callbacks.Callback):
-    """Saves the weights whenever the monitored value is the highest so far; stops the run where the loss is no number."""
+    """Saves the weights whenever the monitored value is the highest so far; stops where the loss is no number."""
 
     def __init__(self, monitor: str, start: float, save: Callable[[], Path]) -> None:
         """Takes the key of the monitored value, its value before the first epoch, and what saves the weights."""
