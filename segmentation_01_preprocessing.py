@@ -111,20 +111,23 @@ def draw_copies(store: stages.Store, path: Path) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Writes the arrays of every split that the source has, and takes away those of splits that it has not."""
+    """Writes the arrays of every split that the source has, and takes away those of an earlier run that it has not."""
     splits = isic.read_source(arguments.source)
     if arguments.split == "2018":
         splits = isic.divide_2018(splits, arguments.seed)
-    fingerprint = isic.fingerprint(splits)
-    store = stages.Store(arguments.data, stages.PREPROCESSING, vars(arguments) | {"source_sha256": fingerprint})
+    settings = vars(arguments) | {"source_sha256": isic.fingerprint(splits)}
+    store = stages.Store(arguments.data, stages.PREPROCESSING, settings)
     for split in isic.SPLITS:
-        for name in ("ids", "images", "masks", "labels"):
-            store.remove(name, split=split)
-        if split in splits:
-            records = isic.interleave(splits[split])[: arguments.limit]
+        records = isic.interleave(splits.get(split, []))[: arguments.limit]
+        if records:
             write_split(store, split, plan(records, split, arguments.copies), arguments.size, arguments.seed)
         else:
             log.info("%-5s absent in %s", split, arguments.source)
+        known = {"ids": records, "images": records, "masks": records and records[0].mask}
+        known |= {"labels": records and records[0].label is not None}
+        for name, present in known.items():
+            if not present:
+                store.remove(name, split=split)
     if "train" in splits:
         draw_copies(stages.Store(arguments.data, stages.PREPROCESSING, {}), arguments.graphics / "augmentation.png")
 

@@ -34,7 +34,7 @@ JPEG_QUALITY = 95
 REFERENCE_HEIGHT = 240  # pixels; sizes of structures below are given for this frame height
 LINE_OVERSAMPLING = 3  # hairs and rulers are drawn this much larger, then reduced to smooth their edges
 
-SKIN = (202.0, 172.0, 158.0)  # median skin colour in the challenge photographs
+SKIN = (202.0, 187.0, 173.0)  # before melanin and blood take their part
 MELANIN = (0.34, 0.76, 1.05)  # absorption per unit density in red, green, blue
 BLOOD = (0.06, 0.50, 0.42)
 BLACK_FROM = 1.3  # melanin density above which brown turns to black

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from itertools import groupby, pairwise
 from math import log2
 from pathlib import Path
+from statistics import mode
 
 import keras
 import numpy as np
@@ -35,9 +36,9 @@ PANEL = "#f3f5f8"
 BIG, MEDIUM, SMALL = 16, 13.5, 12.5  # font sizes; a README shows the figures at half their size
 
 # All lengths below are inches of the figure.
-PIXEL = 2.35 / SIZE  # a pixel of a feature map's side
-FILTER = 0.0052  # a filter of a slab's thickness
-THINNEST = 0.085
+PIXEL = 2.05 / SIZE  # a pixel of a feature map's side
+FILTER = 0.0032  # a filter of a slab's thickness
+THINNEST = 0.05
 DEPTH = (0.20, 0.13)  # the slabs' third dimension, right and up, as a share of the side
 BOX_WIDTH = 0.56
 LAYER = 0.078  # a layer of a dense block
@@ -165,6 +166,14 @@ def bracket(axis: Axes, left: float, right: float, y: float, text: str) -> None:
     write(axis, (left + right) / 2, y + 0.2, text, BIG)
 
 
+def panel(axis: Axes, left: float, right: float, bottom: float, top: float, title: str) -> None:
+    """Draws a pale ground under the steps that lie inside a model, with the model's name on top."""
+    style = "round,pad=0,rounding_size=0.12"
+    corner, width, height = (left, bottom), right - left, top - bottom
+    axis.add_patch(FancyBboxPatch(corner, width, height, boxstyle=style, facecolor=PANEL, edgecolor="#d5dae1"))
+    write(axis, (left + right) / 2, top - 0.26, title, BIG)
+
+
 def segnet(path: Path) -> None:
     """Draws SegNet: every layer a slab as high as its feature maps and as thick as they are many.
 
@@ -174,22 +183,33 @@ def segnet(path: Path) -> None:
     image, mask = sample()
     model = build_segnet(SIZE, NETWORK_SIZE, image.mean(axis=(0, 1)), image.std(axis=(0, 1)))
     drawn = list(slabs(model))
-    figure, axis = canvas(13.4, 5.0)
-    middle, side = 2.45, SIZE * PIXEL
-    picture(axis, image, 0.2, middle, side, f"photograph\n{SIZE}×{SIZE} RGB")
-    x = 0.2 + side
+    figure, axis = canvas(13.4, 4.7)
+    middle, side = 2.3, SIZE * PIXEL
+    picture(axis, image, 0.15, middle, side, f"photograph\n{SIZE}×{SIZE} RGB")
+    x = start = 0.15 + side
     spans: dict[str, list[float]] = {}
     for pixels, group in groupby(drawn, key=lambda slab: slab.side):
-        arrow(axis, (x + 0.08, middle), (x + 0.35, middle))
+        arrow(axis, (x + 0.07, middle), (x + 0.34, middle))
         left = x = x + 0.4
+        channels = []
         for slab in group:
-            start, x = x, solid(axis, slab, x, middle) + 0.05
-            spans.setdefault(re.sub(r"\d.*", "", slab.name), []).extend((start, x))
-        write(axis, (left + x) / 2, middle - pixels * PIXEL / 2 - 0.2, f"{pixels} px\n{slab.channels}", va="top")
-        x += 0.1
+            spans.setdefault(re.sub(r"\d.*", "", slab.name), []).extend((x, x := solid(axis, slab, x, middle)))
+            channels.append(slab.channels)
+            if slab.colour == GREY:
+                across, up = (share * pixels * PIXEL for share in DEPTH)
+                write(axis, x + across / 2, middle + pixels * PIXEL / 2 + up + 0.16, slab.name)
+            x += 0.04
+        text = f"{pixels} px\n{mode(channels)} filters"
+        if len(channels) > 1 or pixels < NETWORK_SIZE:
+            write(axis, (left + x) / 2, middle - pixels * PIXEL / 2 - 0.12, text, va="top")
+        x += DEPTH[0] * pixels * PIXEL
     for name in ("encoder", "decoder"):
-        bracket(axis, min(spans[name]), max(spans[name]), 4.4, name)
+        bracket(axis, min(spans[name]), max(spans[name]), 3.75, name)
+    panel(axis, start + 0.22, x + 0.18, 0.75, 4.6, f"SegNet, {model.count_params():,} parameters")
+    arrow(axis, (x + 0.07, middle), (x + 0.34, middle))
     picture(axis, mask, x + 0.4, middle, side, f"mask\n{SIZE}×{SIZE}")
     handles = [Patch(color=colour, label=text) for text, colour in {s.meaning: s.colour for s in drawn}.items()]
     axis.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, fontsize=SMALL)
+    figure.set_size_inches(x + 0.55 + side, 4.7)
+    axis.set_xlim(0, x + 0.55 + side)
     plots.save(figure, path)

@@ -5,12 +5,12 @@ from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
+from melanoma import isic, phantom
+
 import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
-
-from melanoma import isic, phantom
 
 Pictures = list[tuple[np.ndarray, np.ndarray]]
 SIZE = (120, 160)  # half the sample's size, for speed
@@ -112,37 +112,55 @@ def test_classes_differ_but_overlap(
     assert least < better_than_chance(values[kind], rest) < 0.97
 
 
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
 def test_sample_has_the_official_layout(tmp_path: Path) -> None:
     counts = {"train": 10, "val": 3, "test": 1}
     phantom.write_sample(tmp_path, counts, seed=2, size=(64, 80))
     ids = []
     for split, count in counts.items():
+        images, masks = isic.image_folder(tmp_path, split), isic.mask_folder(tmp_path, split)
         with isic.label_file(tmp_path, split).open(newline="") as stream:
             rows = list(csv.reader(stream))
         assert rows.pop(0) == ["image_id", "melanoma", "seborrheic_keratosis"]
         assert len(rows) == count
         assert {cell for row in rows for cell in row[1:]} <= {"0.0", "1.0"}
-        kinds = sorted(2 * (row[2] == "1.0") + (row[1] == "1.0") for row in rows)
-        assert kinds == {10: [0] * 6 + [1] * 2 + [2] * 2, 3: [0, 1, 2], 1: [0]}[count]
         names = [row[0] for row in rows]
-        assert sorted(path.name for path in isic.image_folder(tmp_path, split).iterdir()) == [
-            f"{name}.jpg" for name in names
-        ]
-        assert sorted(path.name for path in isic.mask_folder(tmp_path, split).iterdir()) == [
-            f"{name}_segmentation.png" for name in names
-        ]
+        assert sorted(path.name for path in images.iterdir()) == [f"{name}.jpg" for name in names]
+        assert sorted(path.name for path in masks.iterdir()) == [f"{name}_segmentation.png" for name in names]
+        for name in names:
+            mask = pixels(masks / f"{name}_segmentation.png")
+            assert mask.shape == (64, 80) and set(np.unique(mask)) == {0, 255}
+            assert pixels(images / f"{name}.jpg").shape == (64, 80, 3)
         ids += names
     assert ids == [f"ISIC_{9_000_000 + number}" for number in range(14)]
-    mask = Image.open(isic.mask_folder(tmp_path, "val") / "ISIC_9000010_segmentation.png")
-    assert mask.mode == "L" and set(np.unique(np.asarray(mask))) == {0, 255}
-    assert Image.open(isic.image_folder(tmp_path, "val") / "ISIC_9000010.jpg").size == (80, 64)
+
+
+def test_labels_name_what_is_drawn(tmp_path: Path) -> None:
+    phantom.write_sample(tmp_path, {"val": 10}, seed=4, size=(64, 80))
+    kinds = []
+    with isic.label_file(tmp_path, "val").open(newline="") as stream:
+        for number, row in enumerate(csv.DictReader(stream)):
+            kinds.append(int(2 * float(row["seborrheic_keratosis"]) + float(row["melanoma"])))
+            mask = phantom.draw(kinds[-1], (64, 80), np.random.default_rng([4, number]))[1]
+            written = pixels(isic.mask_folder(tmp_path, "val") / f"{row['image_id']}_segmentation.png")
+            assert np.array_equal(written, mask * 255)
+    assert sorted(kinds) == [0] * 6 + [1] * 2 + [2] * 2
+
+
+@pytest.mark.parametrize(("count", "expected"), [(0, [0, 0, 0]), (1, [1, 0, 0]), (3, [1, 1, 1]), (50, [30, 11, 9])])
+def test_class_shares(count: int, expected: list[int]) -> None:
+    kinds = phantom.class_order(count, np.random.default_rng(0))
+    assert np.bincount(kinds, minlength=3).tolist() == expected
 
 
 def test_order_is_shuffled() -> None:
     orders = [phantom.class_order(50, np.random.default_rng(seed)).tolist() for seed in (0, 0, 1)]
     assert orders[0] == orders[1] != orders[2]
     assert orders[0] != sorted(orders[0])
-    assert sorted(orders[0]) == [0] * 30 + [1] * 11 + [2] * 9
 
 
 def test_sample_is_remade_byte_by_byte(tmp_path: Path) -> None:
