@@ -123,9 +123,13 @@ def main(arguments: argparse.Namespace) -> None:
             write_split(store, split, plan(records, split, arguments.copies), arguments.size, arguments.seed)
         else:
             log.info("%-5s absent in %s", split, arguments.source)
-        known = {"ids": records, "images": records, "masks": records and records[0].mask}
-        known |= {"labels": records and records[0].label is not None}
-        for name, present in known.items():
+        written = {
+            "ids": bool(records),
+            "images": bool(records),
+            "masks": any(record.mask for record in records),
+            "labels": any(record.label is not None for record in records),
+        }
+        for name, present in written.items():
             if not present:
                 store.remove(name, split=split)
     if "train" in splits:

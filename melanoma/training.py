@@ -148,6 +148,7 @@ def fit(
         train,
         validation_data=validation,
         epochs=epochs,
+        shuffle=False,  # Batches draws its own order
         verbose=1 if sys.stdout.isatty() else 2,
         callbacks=[keeper, keras.callbacks.EarlyStopping(monitor, mode="max", patience=patience)],
     ).history
