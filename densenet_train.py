@@ -15,6 +15,7 @@ Expect  README, "Results"
 """
 
 import argparse
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ def parser() -> argparse.ArgumentParser:
         "--train",
         choices=("head", "full"),
         default="full",
-        help="head: the backbone stays frozen, as in 2018; full: the head first, then everything, with augmentation",
+        help="head: the backbone stays frozen, as in 2018; full: the head first, then everything with augmentation, "
+        "but for the batch normalisation of pretrained backbones",
     )
     return flags
 
@@ -122,7 +124,7 @@ def fit(
         result.history,
         result.best_epoch,
         {"loss": "cross-entropy", "auc": "mean AUC of the three classes"},
-        f"{arguments.backbone}, {'head on frozen features' if phase == 'head' else 'all layers'}",
+        f"{arguments.backbone}, {'head on frozen features' if phase == 'head' else 'full training'}",
     )
     return result
 
@@ -132,6 +134,7 @@ def main(arguments: argparse.Namespace) -> None:
     keras.utils.set_random_seed(arguments.seed)
     name, batch_size, full = arguments.backbone, arguments.batch_size, arguments.train == "full"
     made_with = {"backbone": name, "weights_sha256": weights_digest(arguments.weights), "seed": arguments.seed}
+    made_with["keras_backend"] = keras.backend.backend()  # whose random weights differ
     store = stages.Store(arguments.data, stages.CLASSIFIER, vars(arguments) | made_with)
     truth = diagnoses(store)
     masked = {split: store.load("masked", split=split) for split in store.splits()}
@@ -150,12 +153,15 @@ def main(arguments: argparse.Namespace) -> None:
     network = head
     if full:
         network, inputs = model, masked
-        results["full"] = fit("full", model, masked, truth, arguments, save=save, start=results["head"].best)
-    save()
+        # A training value, without validation, is no bar: full training sees harder, augmented images.
+        start = results["head"].best if "val" in truth else -math.inf
+        results["full"] = fit("full", model, masked, truth, arguments, save=save, start=start)
+    else:
+        save()
     facts = {
         "size": masked["train"].shape[1],
         "classes": isic.CLASSES,
-        "roi": store.setting("masked", "roi", split="train"),
+        "roi": store.written_with("masked", split="train")["roi"],
     }
     phases = {phase: {"best_epoch": one.best_epoch, "history": one.history} for phase, one in results.items()}
     store.save_json("classifier_settings", made_with | facts | phases, backbone=name)

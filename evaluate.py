@@ -10,7 +10,7 @@ Writes  graphics/roc_{val,test}.png                         ROC curves, areas, o
         data/weights/thresholds.json                        the thresholds chosen on validation
 
 Run     python evaluate.py
-Try     python evaluate.py --limit 100
+Try     python evaluate.py --limit 30
 Expect  README, "Results"
 """
 
@@ -25,6 +25,9 @@ import numpy as np
 import pandas as pd
 
 RANKED = (isic.MELANOMA, isic.KERATOSIS)  # the challenge's two tasks
+ROC, BINARY, CLASSES = "roc_{split}.png", "confusion_melanoma_{split}.png", "confusion_classes_{split}.png"
+TABLE = "predictions_{split}.csv"
+FIGURES = (ROC, BINARY, CLASSES, TABLE)
 DEFAULT_THRESHOLD = 0.5  # where no validation labels choose a better one
 
 
@@ -61,14 +64,14 @@ def draw(split: str, labels: np.ndarray, probabilities: np.ndarray, thresholds: 
         point = confusion[:, 1] / confusion.sum(axis=1)
         curves.append(plots.Curve(f"{name} against the rest", metrics.roc_curve(truth, score), point))
     if curves:
-        plots.roc(folder / f"roc_{split}.png", curves, f"ROC, {about}")
+        plots.roc(folder / ROC.format(split=split), curves, f"ROC, {about}")
     melanoma = isic.CLASSES[isic.MELANOMA]
     positive = probabilities[:, isic.MELANOMA] >= thresholds[melanoma]
     binary = metrics.binary_confusion(labels == isic.MELANOMA, positive)
     title = f"Melanoma at probability {thresholds[melanoma]:.3f}, {about}"
-    plots.confusion(folder / f"confusion_melanoma_{split}.png", binary, ("benign", "melanoma"), title)
+    plots.confusion(folder / BINARY.format(split=split), binary, ("benign", "melanoma"), title)
     classes = metrics.class_confusion(labels, probabilities)
-    plots.confusion(folder / f"confusion_classes_{split}.png", classes, isic.CLASSES, f"Likeliest class, {about}")
+    plots.confusion(folder / CLASSES.format(split=split), classes, isic.CLASSES, f"Likeliest class, {about}")
 
 
 def score(labels: np.ndarray, probabilities: np.ndarray, thresholds: dict[str, float], seed: int) -> dict[str, Any]:
@@ -90,6 +93,9 @@ def score(labels: np.ndarray, probabilities: np.ndarray, thresholds: dict[str, f
 
 def main(arguments: argparse.Namespace) -> None:
     """Chooses thresholds on validation and judges every split but train."""
+    for figure in FIGURES:
+        for split in isic.SPLITS:  # none of an earlier run may stay beside other numbers
+            (arguments.graphics / figure.format(split=split)).unlink(missing_ok=True)
     store = stages.Store(arguments.data, stages.EVALUATION, vars(arguments))
     splits = [split for split in store.splits() if split != "train"]
     probabilities = {split: np.array(store.load("probabilities", split=split)) for split in splits}
@@ -99,17 +105,20 @@ def main(arguments: argparse.Namespace) -> None:
         table = pd.DataFrame(probabilities[split], columns=isic.CLASSES)
         table.insert(0, "image_id", store.load("ids", split=split))
         arguments.graphics.mkdir(parents=True, exist_ok=True)
-        table.to_csv(arguments.graphics / f"predictions_{split}.csv", index=False, float_format="%.6f")
+        table.to_csv(arguments.graphics / TABLE.format(split=split), index=False, float_format="%.6f")
         if not store.has("labels", split=split):
             log.info("\n%s has no labels: predictions only, in predictions_%s.csv; no figures, no plots", split, split)
             continue
         labels = np.array(store.load("labels", split=split))
         draw(split, labels, probabilities[split], thresholds, arguments.graphics)
         scored = report["splits"][split] = score(labels, probabilities[split], thresholds, arguments.seed)
-        log.info("\n%s, n = %d, with 95 %% bootstrap intervals", split, scored["n"])
+        note = "; thresholds chosen on these very images" if split == "val" else ""
+        log.info("\n%s, n = %d, with 95 %% bootstrap intervals%s", split, scored["n"], note)
         for line in command.table(scored["figures"], scored["intervals"]):
             log.info("%s", line)
-    stages.write_json(arguments.graphics / "metrics.json", report | {"settings": store.settings})
+    if not report["splits"]:
+        log.info("\nnothing to judge: neither validation nor test has labels")
+    stages.write_json(arguments.graphics / "metrics.json", report | store.provenance())
     log.info("\nfigures in %s", arguments.graphics / "metrics.json")
 
 

@@ -6,7 +6,7 @@ Writes  data/arrays/{train,val,test}_masked.npy                uint8 (N, S, S, 3
         graphics/masked.png                                    photograph, mask and result, for some of each class
 
 Run     python image_mask_array.py
-Try     python image_mask_array.py --roi crop --limit 8
+Try     python image_mask_array.py --roi crop --limit 30
 Expect  README, "Results"
 """
 
@@ -72,7 +72,7 @@ def draw_sheet(store: stages.Store, split: str, roi: str, path: Path) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Masks every split and draws the last but one of them: validation, where train and test stand beside it."""
+    """Masks every split and draws some of validation, or of the first split where that is absent."""
     store = stages.Store(arguments.data, stages.MASKING, vars(arguments))
     splits = store.splits()
     for split in splits:

@@ -61,37 +61,37 @@ def pictures(rows: list[Row], size: int, seed: int) -> Iterator[tuple[np.ndarray
         yield (image,) if mask is None else (image, mask)
 
 
-def write_split(store: stages.Store, split: str, rows: list[Row], size: int, seed: int) -> None:
-    """Writes the arrays of one split, row by row."""
-    ids = [record.id if copy is None else f"{record.id}_copy{copy}" for record, copy in rows]
-    store.save("ids", np.array(ids), split=split)
-    channels = {"images": 3, "masks": 1} if rows[0][0].mask else {"images": 3}
-    with contextlib.ExitStack() as stack:
-        files = [
-            stack.enter_context(store.writer(name, len(rows), (size, size, depth), split=split))
-            for name, depth in channels.items()
-        ]
-        for arrays in command.progress(pictures(rows, size, seed), split, len(rows)):
-            for file, array in zip(files, arrays, strict=True):
-                file.append(array[None])
-    labels = [record.label for record, _ in rows if record.label is not None]
-    if labels:
-        store.save("labels", np.array(labels, dtype=np.int8), split=split)
+def write_split(
+    store: stages.Store, files: contextlib.ExitStack, split: str, rows: list[Row], size: int, seed: int
+) -> list[str]:
+    """Writes the arrays of one split, row by row, and returns their names; they take effect when `files` closes."""
+    columns = {"ids": np.array([record.id if copy is None else f"{record.id}_copy{copy}" for record, copy in rows])}
+    if rows[0][0].label is not None:
+        columns["labels"] = np.array([record.label for record, _ in rows], dtype=np.int8)
+    depths = {"images": 3, "masks": 1} if rows[0][0].mask else {"images": 3}
+    # Closed in reverse: ids first, so that the manifest lists them among the inputs of the rest.
+    pixels = [
+        files.enter_context(store.writer(name, len(rows), (size, size, depth), split=split))
+        for name, depth in depths.items()
+    ]
+    for name, column in reversed(columns.items()):
+        files.enter_context(store.writer(name, len(rows), (), str(column.dtype), split=split)).append(column)
+    for arrays in command.progress(pictures(rows, size, seed), split, len(rows)):
+        for file, array in zip(pixels, arrays, strict=True):
+            file.append(array[None])
     copied = sum(copy is not None for _, copy in rows)
-    classes = ", ".join(f"{labels.count(label)} {name}" for label, name in enumerate(isic.CLASSES))
-    log.info(
-        "%-5s %d photographs, %d augmented copies; %s",
-        split,
-        len(rows) - copied,
-        copied,
-        classes if labels else "no labels",
-    )
-    if "masks" not in channels:
-        log.info("%-5s has no lesion masks: its segmentation will be predicted, not scored", split)
+    labels = columns.get("labels", np.array([]))
+    classes = ", ".join(f"{(labels == label).sum()} {name}" for label, name in enumerate(isic.CLASSES))
+    log.info("%-5s %d photographs, %d augmented copies", split, len(rows) - copied, copied)
+    log.info("%-5s %s", split, classes if len(labels) else "no labels: will be predicted, not judged")
+    if "masks" not in depths:
+        log.info("%-5s no lesion masks: they will be predicted, not scored", split)
+    return [*columns, *depths]
 
 
 def draw_copies(store: stages.Store, path: Path) -> None:
-    """Draws some minority images, each beside its first copies, lesions outlined."""
+    """Draws some minority images, each beside its first copies, lesions outlined; nothing without labels and masks."""
+    path.unlink(missing_ok=True)
     if not (store.has("labels", split="train") and store.has("masks", split="train")):
         return
     ids, labels = store.load("ids", split="train"), store.load("labels", split="train")
@@ -107,33 +107,31 @@ def draw_copies(store: stages.Store, path: Path) -> None:
                     for row, title in zip(family, titles, strict=False)
                 ]
             )
-    plots.sheet(path, tiles, "Minority classes: photographs (left) and their augmented copies")
+    if tiles:
+        plots.sheet(path, tiles, "Minority classes: photographs (left) and their augmented copies")
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Writes the arrays of every split that the source has, and takes away those of an earlier run that it has not."""
     splits = isic.read_source(arguments.source)
+    skipped = sum(isic.superpixel_files(arguments.source, split) for split in isic.SPLITS)
+    if skipped:
+        log.info("%d superpixel files skipped: they are neither photographs nor masks", skipped)
     if arguments.split == "2018":
         splits = isic.divide_2018(splits, arguments.seed)
-    settings = vars(arguments) | {"source_sha256": isic.fingerprint(splits)}
+    settings = vars(arguments) | {"source_fingerprint": isic.fingerprint(splits)}
     store = stages.Store(arguments.data, stages.PREPROCESSING, settings)
+    written: dict[str, list[str]] = {}
+    with contextlib.ExitStack() as files:  # bad input anywhere leaves the arrays of an earlier run as they were
+        for split, records in splits.items():
+            rows = plan(isic.interleave(records)[: arguments.limit], split, arguments.copies)
+            written[split] = write_split(store, files, split, rows, arguments.size, arguments.seed)
     for split in isic.SPLITS:
-        records = isic.interleave(splits.get(split, []))[: arguments.limit]
-        if records:
-            write_split(store, split, plan(records, split, arguments.copies), arguments.size, arguments.seed)
-        else:
+        if split not in splits:
             log.info("%-5s absent in %s", split, arguments.source)
-        written = {
-            "ids": bool(records),
-            "images": bool(records),
-            "masks": any(record.mask for record in records),
-            "labels": any(record.label is not None for record in records),
-        }
-        for name, present in written.items():
-            if not present:
-                store.remove(name, split=split)
-    if "train" in splits:
-        draw_copies(stages.Store(arguments.data, stages.PREPROCESSING, {}), arguments.graphics / "augmentation.png")
+        for name in {"ids", "images", "masks", "labels"} - set(written.get(split, [])):
+            store.remove(name, split=split)
+    draw_copies(stages.Store(arguments.data, stages.PREPROCESSING, {}), arguments.graphics / "augmentation.png")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ Writes  data/weights/segnet.weights.h5                        weights of the bes
         graphics/segmentation.json                            the challenge's figures of the splits that have masks
 
 Run     python segmentation_02_segnet_train.py
-Try     python segmentation_02_segnet_train.py --epochs 1 --limit 8
+Try     python segmentation_02_segnet_train.py --epochs 1 --limit 30
 Expect  README, "Results"
 """
 
@@ -28,6 +28,7 @@ BATCH_SIZE = 16
 LEARNING_RATE = 2e-3
 PATIENCE = 10  # epochs without a better validation Jaccard
 THRESHOLD = 0.5  # probability from which a pixel is lesion
+OVERLAYS = "segnet_overlays.png"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -130,8 +131,9 @@ def draw_overlays(store: stages.Store, arguments: argparse.Namespace) -> None:
         ]
         for name, which in rows.items()
     ]
-    path = arguments.graphics / "segnet_overlays.png"
-    plots.sheet(path, tiles, "SegNet on validation: truth cyan, prediction yellow, Jaccard index")
+    plots.sheet(
+        arguments.graphics / OVERLAYS, tiles, "SegNet on validation: truth cyan, prediction yellow, Jaccard index"
+    )
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -147,9 +149,10 @@ def main(arguments: argparse.Namespace) -> None:
             scores[split] = score(store, split, arguments.seed)
         elif split != "train":
             log.info("%s has no lesion masks: predicted, not scored", split)
+    (arguments.graphics / OVERLAYS).unlink(missing_ok=True)
     if "val" in scores:
         draw_overlays(store, arguments)
-    stages.write_json(arguments.graphics / "segmentation.json", scores)
+    stages.write_json(arguments.graphics / "segmentation.json", {"splits": scores, **store.provenance()})
     for split, scored in scores.items():
         log.info("\nLesion masks of %s, n = %d", split, scored["n"])
         for line in command.table(scored["figures"], scored["intervals"]):

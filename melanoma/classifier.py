@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 from melanoma.errors import InputError
 from melanoma.isic import CLASSES
@@ -53,7 +54,7 @@ def load_weights(model: keras.Model, path: Path) -> None:
         raise InputError(f"--weights {path}: no such file; give a file, {IMAGENET} or {NONE}")
     try:
         model.load_weights(path)
-    except (ValueError, OSError, KeyError) as error:
+    except (ValueError, OSError, KeyError, BadZipFile) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"--weights {path} does not fit {model.name}: {reason}") from None
 

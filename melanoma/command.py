@@ -18,8 +18,17 @@ T = TypeVar("T")
 
 log = logging.getLogger("melanoma")
 
-# The operating system's word on a full disk or a folder that may not be written: the user's to mend, not a bug.
-DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+# The operating system's word on a full disk, or on a folder that is none or may not be written: the user's to mend.
+DISK_ERRORS = {
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+}
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -31,6 +40,14 @@ def positive_int(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+    return value
+
+
+def seed(text: str) -> int:
+    """An argparse type: a whole number that NumPy and Keras take as a seed."""
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{value} is not from 0 to 2**32 - 1")
     return value
 
 
@@ -55,7 +72,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
     flags.add_argument("--data", type=Path, default=Path("data"), help="folder of arrays and weights")
     flags.add_argument("--graphics", type=Path, default=Path("graphics"), help="folder of PNGs and figures")
-    flags.add_argument("--seed", type=int, default=0, help="seed of everything random")
+    flags.add_argument("--seed", type=seed, default=0, help="seed of everything random")
     flags.add_argument("--limit", type=positive_int, help="first N images of each split, for a quick try")
     return flags
 

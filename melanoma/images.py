@@ -20,11 +20,11 @@ def open_image(path: Path) -> Image.Image:
     """Opens a picture without decoding it.
 
     Raises:
-        InputError: the file is missing or no picture.
+        InputError: the file is missing, no picture, or far too large for one.
     """
     try:
         return Image.open(path)
-    except (UnidentifiedImageError, FileNotFoundError) as error:
+    except (UnidentifiedImageError, FileNotFoundError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not a readable picture ({error})") from None
 
 
@@ -35,6 +35,8 @@ def resize(picture: Image.Image, size: int, mode: str) -> np.ndarray:
         InputError: the file is cut off or corrupt.
     """
     try:
+        if picture.mode.startswith("I"):  # 16 bits; Pillow's own conversion would clip them to white
+            picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
         # libjpeg decodes at a half, a quarter or an eighth directly; twice the target keeps the antialiasing honest.
         picture.draft(mode, (2 * size, 2 * size))
         return np.asarray(picture.convert(mode).resize((size, size), Image.Resampling.BILINEAR))

@@ -73,9 +73,13 @@ def read_labels(path: Path) -> dict[str, int]:
         {id: index into CLASSES}; both columns 0 means benign nevus.
 
     Raises:
-        InputError: a column is missing, an id comes twice, a value is not 0 or 1, or both are 1; names the line.
+        InputError: it is no CSV, a column is missing, an id comes twice, a value is not 0 or 1, or both are 1; names
+            the line.
     """
-    table = pd.read_csv(path, dtype=str, encoding="utf-8-sig")
+    try:
+        table = pd.read_csv(path, dtype=str, encoding="utf-8-sig")
+    except ValueError as error:  # pandas' parser errors and bad encodings are ValueErrors
+        raise InputError(f"{path}: no readable CSV ({error})") from None
     missing = {"image_id", "melanoma", "seborrheic_keratosis"} - set(table.columns)
     if missing:
         raise InputError(f"{path}: no column {', '.join(sorted(missing))}; it has {', '.join(table.columns)}")
@@ -109,11 +113,17 @@ def read_split(source: Path, split: str) -> list[Record]:
     unmasked = [name for name, path in mask_paths.items() if not path.is_file()]
     if unmasked:
         raise InputError(f"{masks}: no mask for {first_ids(unmasked)}")
-    labels = read_labels(csv) if csv.is_file() else {}
-    unlabelled = [name for name in images if labels and name not in labels]
+    labels = read_labels(csv) if csv.is_file() else None
+    unlabelled = [name for name in images if labels is not None and name not in labels]
     if unlabelled:
         raise InputError(f"{csv}: no label for {first_ids(unlabelled)}")
+    labels = labels or {}
     return [Record(name, path, mask_paths.get(name), labels.get(name)) for name, path in images.items()]
+
+
+def superpixel_files(source: Path, split: str) -> int:
+    """How many superpixel label maps lie among a split's photographs."""
+    return sum(1 for _ in image_folder(source, split).glob(f"*{SUPERPIXELS}.*"))
 
 
 def read_source(source: Path) -> dict[str, list[Record]]:
@@ -140,9 +150,13 @@ def divide_2018(splits: dict[str, list[Record]], seed: int) -> dict[str, list[Re
         seed: decides who goes where.
 
     Raises:
-        InputError: some labelled records have masks and others have none.
+        InputError: nothing is labelled, or some labelled records have masks and others have none.
     """
     pool = [record for records in splits.values() for record in records if record.label is not None]
+    if not pool:
+        raise InputError(
+            "--split 2018 divides labelled images, and there are none: add a label file (README, 'Data')"
+        )
     if len({record.mask is None for record in pool}) > 1:
         raise InputError("--split 2018 mixes the official splits, so either all of them need a mask folder or none")
     order = np.random.default_rng(seed).permutation(len(pool))
@@ -170,7 +184,7 @@ def interleave(records: list[Record]) -> list[Record]:
 
 
 def fingerprint(splits: dict[str, list[Record]]) -> str:
-    """SHA-256 over what a run was given: every record's split, id and label, and its files' names and sizes."""
+    """Tells one source from another: SHA-256 over every record's split, id, label, and its files' names and sizes."""
     digest = hashlib.sha256()
     for split, records in splits.items():
         for record in records:

@@ -490,7 +490,7 @@ def write_split(
             image, mask = draw(kind, size, np.random.default_rng([seed, number]))
             Image.fromarray(image).save(images / f"{name}.jpg", quality=JPEG_QUALITY)
             Image.fromarray(mask * np.uint8(255)).save(masks / f"{name}_segmentation.png")
-            table.writerow([name, float(kind == 1), float(kind == 2)])
+            table.writerow([name, float(kind == isic.MELANOMA), float(kind == isic.KERATOSIS)])
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -32,9 +32,11 @@ class Curve:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a figure as PNG and makes its folder where needed."""
+    """Writes a figure as PNG, whole or not at all, and makes its folder where needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI)
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, dpi=DPI, format="png")
+    temporary.replace(path)
 
 
 def sheet(path: Path, rows: Sequence[Sequence[Tile]], title: str) -> None:

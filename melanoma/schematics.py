@@ -10,10 +10,13 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations, groupby
-from math import ceil, log2
+from math import log2
 from pathlib import Path
 from statistics import mode
 from typing import Any
+
+from melanoma import classifier, images, isic, phantom, plots
+from melanoma import segnet as network
 
 import keras
 import numpy as np
@@ -23,12 +26,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Arc, FancyBboxPatch, Patch, Polygon, Rectangle
 
-from melanoma import classifier, images, isic, phantom, plots
-from melanoma import segnet as network
-
 SIZE, NETWORK_SIZE = 256, 200  # sides in pixels, the defaults of the scripts
 BACKBONE = "densenet121"
-MELANOMA, SEED = 1, 26  # the phantom: an irregular lesion of several browns, clear of the frame
+SEED = 26  # the phantom: an irregular lesion of several browns, clear of the frame
 
 BLUE, RED, GREEN = plots.LINES
 YELLOW, GREY, PURPLE, INK = "#e9a820", "#8d99a6", "#6f5aa8", "#20262d"
@@ -125,7 +125,7 @@ def bracket(axis: Axes, left: float, right: float, y: float, text: str) -> None:
 
 def sample() -> tuple[np.ndarray, np.ndarray]:
     """The phantom: uint8 (SIZE, SIZE, 3) and its mask (SIZE, SIZE, 1)."""
-    image, mask = phantom.draw(MELANOMA, (SIZE, SIZE), np.random.default_rng(SEED))
+    image, mask = phantom.draw(isic.MELANOMA, (SIZE, SIZE), np.random.default_rng(SEED))
     return image, mask[..., None]
 
 
@@ -135,9 +135,10 @@ def meaning(layer: keras.Layer) -> tuple[str, str] | None:
         case layers.Normalization() | layers.Resizing():
             return GREY, "standardise, resize"
         case layers.Conv2D():
-            last = layer.activation is keras.activations.sigmoid
-            kind = (YELLOW, "sigmoid") if last else (BLUE, "batch norm + ReLU")
-            return kind[0], f"conv {times(*layer.kernel_size)} + {kind[1]}"
+            conv = f"conv {times(*layer.kernel_size)}"
+            if layer.activation is keras.activations.sigmoid:
+                return YELLOW, f"{conv} + sigmoid"
+            return BLUE, f"{conv} + batch norm + ReLU"
         case layers.MaxPooling2D():
             return GREEN, f"max pooling {times(*layer.pool_size)}"
         case layers.UpSampling2D():
@@ -149,7 +150,8 @@ def slabs(model: keras.Model) -> Iterator[Slab]:
     """The layers of SegNet that are drawn."""
     for layer in model.layers:
         if kind := meaning(layer):
-            yield Slab(layer.name, *layer.output.shape[2:], *kind)
+            side, channels = layer.output.shape[2:]
+            yield Slab(layer.name, side, channels, *kind)
 
 
 def solid(axis: Axes, slab: Slab, left: float, middle: float) -> float:
@@ -177,7 +179,8 @@ def stages(axis: Axes, drawn: list[Slab], end: float, middle: float) -> float:
         members = list(group)
         for slab in members:
             start, x = x, solid(axis, slab, x, middle)
-            spans.setdefault(slab.name[:7], []).extend((start, x))
+            for name in spans:
+                spans[name] += (start, x) if slab.name.startswith(name) else ()
             x += 0.04
         if side != SIZE:  # the photograph and the mask tell that one
             text = f"{side} px\n{mode(slab.channels for slab in members)} filters"
@@ -196,7 +199,7 @@ def segnet(path: Path) -> None:
     """
     image, mask = sample()
     model = network.build(SIZE, NETWORK_SIZE, image.mean(axis=(0, 1)), image.std(axis=(0, 1)))
-    figure, axis = canvas(14.45, 4.9)
+    figure, axis = canvas(14.52, 4.9)
     middle, side = 2.3, SIZE * PIXEL
     picture(axis, image, 0.15, middle, side, f"photograph\n{times(*model.input_shape[1:3])} RGB")
     left, drawn = 0.15 + side, list(slabs(model))
@@ -242,7 +245,8 @@ def connections(axis: Axes, step: Step, left: float, bottom: float) -> None:
     places = left + (step.width - (step.count - 1) * LAYER) / 2 + LAYER * np.arange(step.count)
     for place in places:
         axis.add_patch(Rectangle((place - 0.022, bottom), 0.044, 0.25, color=step.colour, linewidth=0))
-    for start, end in combinations(places[:: ceil(step.count / 8)], 2):
+    chosen = np.linspace(0, step.count - 1, min(step.count, 8)).round().astype(int)
+    for start, end in combinations(places[chosen], 2):
         size = end - start, 1.2 * ((end - start) / (places[-1] - places[0])) ** 0.8
         axis.add_patch(Arc(((start + end) / 2, bottom + 0.25), *size, theta2=180, color=step.colour, linewidth=0.7))
 

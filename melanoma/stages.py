@@ -136,9 +136,6 @@ class Store:
             script: file name of the running script.
             settings: its command line, recorded with every file that it writes; `limit` caps the rows that `load`
                 gives.
-
-        Raises:
-            StageError: the manifest is no JSON.
         """
         self.data = data
         self.script = script
@@ -150,13 +147,19 @@ class Store:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """Entries by path relative to the data folder."""
+        """Entries by path relative to the data folder.
+
+        Raises:
+            StageError: it is no JSON.
+        """
         try:
             return json.loads(self.manifest_path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
         except ValueError as error:
-            raise StageError(f"{self.manifest_path} is damaged ({error}): run {PREPROCESSING} again") from None
+            raise StageError(
+                f"{self.manifest_path} is damaged ({error}): delete it and run {PREPROCESSING} again"
+            ) from None
 
     def path(self, name: str, **fields: str) -> Path:
         """Where a file of the contract lies."""
@@ -260,11 +263,12 @@ class Store:
             self.load(name, **fields)
         except StageError:
             return False
-        return all(self.setting(name, setting, **fields) == value for setting, value in made_with.items())
+        used = self.written_with(name, **fields)
+        return all(used.get(setting) == value for setting, value in made_with.items())
 
-    def setting(self, name: str, setting: str, **fields: str) -> Any:
-        """A setting that a file was written with, from the manifest; None where it had none of that name."""
-        return self.manifest[self._key(self.path(name, **fields))]["settings"].get(setting)
+    def written_with(self, name: str, **fields: str) -> dict[str, Any]:
+        """The settings that a file was written with, from the manifest."""
+        return self.manifest[self._key(self.path(name, **fields))]["settings"]
 
     def blocks(self, name: str, **fields: str) -> Iterator[np.ndarray]:
         """The rows that `load` gives, a block at a time, each from a mapping of its own: memory stays small."""
@@ -325,6 +329,12 @@ class Store:
         if manifest.pop(self._key(path), None) is not None:
             write_json(self.manifest_path, manifest)
         path.unlink(missing_ok=True)
+
+    def provenance(self) -> dict[str, Any]:
+        """What this run's results rest on: its settings, its inputs' SHA-256, versions, and how each input was made."""
+        manifest = self.manifest
+        made = {key: manifest[key]["settings"] for key in self.inputs if key in manifest}
+        return {"settings": self.settings, "inputs": self.inputs, "inputs_settings": made, "versions": versions()}
 
     def _record(self, path: Path, digest: str, facts: dict[str, Any]) -> None:
         key, status, manifest = self._key(path), path.stat(), self.manifest

@@ -41,7 +41,7 @@ class Batches(keras.utils.PyDataset):
             targets: (N, ...).
             batch_size: rows of a batch; the last one may be smaller.
             seed: of order and variants; None keeps the order.
-            vary: whether images come as random variants.
+            vary: whether images come as random variants; needs a seed.
             target_is_mask: whether the targets are masks, to be varied through the same geometry.
         """
         super().__init__(workers=THREADS if vary else 1, use_multiprocessing=False, max_queue_size=2 * THREADS)
@@ -67,7 +67,7 @@ class Batches(keras.utils.PyDataset):
         inputs, targets = np.array(self.inputs[rows]), np.array(self.targets[rows])
         if self.vary:
             for place, row in enumerate(rows):
-                rng = np.random.default_rng([self.seed or 0, self.epoch, row])
+                rng = np.random.default_rng([self.seed, self.epoch, row])
                 mask = targets[place] if self.target_is_mask else None
                 inputs[place], varied = augment.vary(inputs[place], rng, mask)
                 if varied is not None:
@@ -83,7 +83,7 @@ class KeepBest(keras.callbacks.Callback):
         super().__init__()
         self.monitor, self.best, self.save = monitor, start, save
         self.best_epoch = 0
-        self.path = save()
+        self.path: Path | None = None
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Judges the epoch."""
@@ -132,7 +132,7 @@ def fit(
         monitor: name of the metric to maximise.
         epochs: at most this many.
         learning_rate: of the first step; falls to 0 with the last.
-        patience: epochs without a new best after which training ends.
+        patience: epochs without a higher value than this training's highest after which it ends.
         save: writes the model's weights and returns where.
         start: the monitored value of the model as it comes; weights that are worse are not kept.
 
@@ -144,6 +144,7 @@ def fit(
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, epochs * len(train))
     trainer.compile(keras.optimizers.Adam(schedule), loss=loss, metrics=metrics)
     keeper = KeepBest(monitor, start, save)
+    initial = model.get_weights()
     history = trainer.fit(
         train,
         validation_data=validation,
@@ -152,7 +153,11 @@ def fit(
         verbose=1 if sys.stdout.isatty() else 2,
         callbacks=[keeper, keras.callbacks.EarlyStopping(monitor, mode="max", patience=patience)],
     ).history
-    model.load_weights(keeper.path)
+    if keeper.path:
+        model.load_weights(keeper.path)
+    else:
+        model.set_weights(initial)
+        save()
     log.info("%s: best %s %.4f, after epoch %d of %d", model.name, monitor, keeper.best, keeper.best_epoch, epochs)
     values = {key: [float(value) for value in values] for key, values in history.items()}
     return Training(values, keeper.best_epoch, float(keeper.best))

@@ -1,0 +1,55 @@
+"""Runs the scripts inside the test process."""
+
+import argparse
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+from melanoma import command, stages
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+SCRIPTS = (stages.PREPROCESSING, stages.SEGNET, stages.MASKING, stages.CLASSIFIER, stages.EVALUATION)
+BACKBONE = "mobilenet"
+SIZE = 32  # pixels: the least that the backbone takes
+COUNTS = {"train": 24, "val": 12, "test": 12}
+
+
+def module(script: str) -> ModuleType:
+    return importlib.import_module(script.removesuffix(".py"))
+
+
+def parser(script: str) -> argparse.ArgumentParser:
+    """The parser that the script hands to `command.run`."""
+    code = module(script)
+    return code.parser() if hasattr(code, "parser") else command.parser(str(code.__doc__))
+
+
+def run(script: str, folder: Path, *flags: str) -> None:
+    """A script's work on `folder`/data and `folder`/graphics."""
+    places = ["--data", str(folder / "data"), "--graphics", str(folder / "graphics")]
+    module(script).main(parser(script).parse_args([*places, *flags]))
+
+
+def preprocess(source: Path, folder: Path, *flags: str) -> None:
+    run(stages.PREPROCESSING, folder, "--source", str(source), "--size", str(SIZE), *flags)
+
+
+def classify(folder: Path, *flags: str) -> None:
+    run(stages.CLASSIFIER, folder, "--backbone", BACKBONE, "--weights", "none", "--epochs", "1", *flags)
+
+
+def run_all(source: Path, folder: Path, train: str) -> None:
+    preprocess(source, folder)
+    run(stages.SEGNET, folder, "--network-size", str(SIZE), "--epochs", "1")
+    run(stages.MASKING, folder)
+    classify(folder, "--train", train)
+    run(stages.EVALUATION, folder)
+
+
+def stand_in_for_segnet(folder: Path) -> None:
+    """Takes the true masks for predicted ones, where a test needs step 3 without training."""
+    store = stages.Store(folder / "data", stages.SEGNET, {})
+    for split in store.splits():
+        store.save("predicted", np.array(store.load("masks", split=split)), split=split)

@@ -1,0 +1,415 @@
+"""The five scripts: their command lines, the files that they leave, and what bad input and wrong order get."""
+
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from melanoma import command, isic, stages
+
+import numpy as np
+import pandas as pd
+import pipeline
+import pytest
+from PIL import Image
+
+CLASSIFIER_FLAGS = ("--backbone", pipeline.BACKBONE, "--weights", "none", "--train", "head", "--epochs", "1")
+FRAMEWORKS = ("keras", "tensorflow", "jax", "torch")
+
+
+@pytest.fixture
+def logging_restored() -> Iterator[None]:
+    """`command.run` sets up logging to the standard output that a test has; puts the handlers back."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)
+
+
+def exit_code(monkeypatch: pytest.MonkeyPatch, script: str, *flags: str) -> int | str | None:
+    """What the script exits with, run as from a shell; 0 where it just ends."""
+    monkeypatch.setattr(sys, "argv", [script, *flags])
+    try:
+        command.run(pipeline.parser(script), pipeline.module(script).main)
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def places(folder: Path) -> tuple[str, ...]:
+    return "--data", str(folder / "data"), "--graphics", str(folder / "graphics")
+
+
+def python(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
+    """Runs code in a fresh interpreter, with `folder` as the working folder."""
+    environment = os.environ | {"PYTHONPATH": str(pipeline.ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+
+
+def reader(folder: Path) -> stages.Store:
+    return stages.Store(folder / "data", stages.EVALUATION, {})
+
+
+def array_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "data" / "arrays").iterdir())}
+
+
+def without_truth(source: Path, split: str) -> None:
+    """Takes the masks and the labels of a split away."""
+    shutil.rmtree(isic.mask_folder(source, split))
+    isic.label_file(source, split).unlink()
+
+
+@pytest.mark.parametrize("script", pipeline.SCRIPTS)
+def test_help_shows_the_docstring_and_every_flag(script: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        pipeline.parser(script).parse_args(["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(flag in shown for flag in ("--data", "--graphics", "--seed", "--limit", f"python {script}"))
+
+
+@pytest.mark.parametrize("script", pipeline.SCRIPTS)
+@pytest.mark.parametrize("flags", [["--no-such-flag"], ["--lim", "3"], ["--limit", "0"], ["--limit", "x"], ["extra"]])
+def test_command_line_is_strict(script: str, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        pipeline.parser(script).parse_args(flags)
+    assert stop.value.code == 2
+    assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("script", "flags"),
+    [
+        (stages.PREPROCESSING, ["--copies", "0.5"]),
+        (stages.PREPROCESSING, ["--split", "2019"]),
+        (stages.SEGNET, ["--learning-rate", "nan"]),
+        (stages.SEGNET, ["--learning-rate", "0"]),
+        (stages.SEGNET, ["--epochs", "-1"]),
+        (stages.MASKING, ["--roi", "circle"]),
+        (stages.CLASSIFIER, ["--train", "none"]),
+    ],
+)
+def test_values_out_of_range_are_refused(script: str, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        pipeline.parser(script).parse_args(flags)
+    assert stop.value.code == 2
+    assert flags[0] in capsys.readouterr().err
+
+
+def test_importing_the_scripts_does_nothing(tmp_path: Path) -> None:
+    names = ", ".join(script.removesuffix(".py") for script in pipeline.SCRIPTS)
+    done = python(tmp_path, f"import {names}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_scripts_that_do_not_train_need_no_framework(tmp_path: Path) -> None:
+    names = [script.removesuffix(".py") for script in (stages.PREPROCESSING, stages.MASKING, stages.EVALUATION)]
+    done = python(tmp_path, f"import sys, {', '.join(names)}; print(*{{*{FRAMEWORKS}}} & {{*sys.modules}})")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize("name", stages.FILES)
+def test_finished_chain_has_every_file_of_the_contract(finished: Path, name: str) -> None:
+    file, store = stages.FILES[name], reader(finished)
+    splits: list[str] = list(isic.SPLITS) if "{split}" in file.path else [""]
+    if name == "features":
+        splits.remove("test")  # needed only where the head alone is trained
+    for split in splits:
+        fields = {"split": split, "backbone": pipeline.BACKBONE}
+        path = store.path(name, **fields)
+        assert path.stat().st_size > 0
+        assert store.manifest[path.relative_to(finished / "data").as_posix()]["script"] == file.writer
+        if file.dtype:
+            array = store.load(name, **fields)
+            axes = {"N": store.rows(split), "S": pipeline.SIZE, "C": 1024}
+            assert array.shape == tuple(axes[axis] if isinstance(axis, str) else axis for axis in file.shape)
+            assert array.dtype.kind == "U" if file.dtype == "str" else array.dtype == file.dtype
+        elif path.suffix == ".json":
+            assert json.loads(path.read_text())
+
+
+def test_minorities_are_enlarged_in_train_alone(finished: Path, source: Path) -> None:
+    store, splits = reader(finished), isic.read_source(source)
+    for split, records in splits.items():
+        originals = np.bincount([record.label or 0 for record in records], minlength=3)
+        factors = (1, 3.5, 3.5) if split == "train" else (1, 1, 1)
+        expected = [round(factor * count) for factor, count in zip(factors, originals.tolist(), strict=True)]
+        assert np.bincount(store.load("labels", split=split)).tolist() == expected
+
+
+def test_labels_belong_to_their_ids(finished: Path, source: Path) -> None:
+    store = reader(finished)
+    for split in isic.SPLITS:
+        truth = isic.read_labels(isic.label_file(source, split))
+        ids = [name.split("_copy")[0] for name in store.load("ids", split=split).tolist()]
+        assert [truth[name] for name in ids] == store.load("labels", split=split).tolist()
+
+
+def test_predicted_background_is_black_for_the_classifier(finished: Path) -> None:
+    store = reader(finished)
+    for split in isic.SPLITS:
+        images, predicted, masked = (store.load(name, split=split) for name in ("images", "predicted", "masked"))
+        useless = predicted.min(axis=(1, 2, 3)) == predicted.max(axis=(1, 2, 3))
+        expected = np.where(useless[:, None, None, None], images, images * predicted)
+        assert np.array_equal(masked, expected)
+
+
+def test_probabilities_sum_to_one(finished: Path) -> None:
+    for split in isic.SPLITS:
+        assert np.allclose(reader(finished).load("probabilities", split=split).sum(axis=1), 1, atol=1e-5)
+
+
+def test_pictures_open_and_show_something(finished: Path) -> None:
+    paths = sorted((finished / "graphics").glob("*.png"))
+    assert len(paths) > 8
+    for path in paths:
+        with Image.open(path) as picture:
+            picture.load()
+            assert min(picture.size) > 200
+            assert np.asarray(picture.convert("L")).std() > 5, path.name
+
+
+def test_metrics_have_counts_intervals_and_settings(finished: Path) -> None:
+    report = json.loads((finished / "graphics" / "metrics.json").read_text())
+    assert set(report["splits"]) == {"val", "test"}
+    for split, scored in report["splits"].items():
+        assert scored["n"] == pipeline.COUNTS[split] == sum(scored["of_each_class"].values())
+        assert np.sum(scored["class_confusion"]) == np.sum(scored["melanoma_confusion"]) == scored["n"]
+        assert set(scored["figures"]) == set(scored["intervals"])
+        assert {"melanoma auc", "melanoma f1", "melanoma weighted f1"} < set(scored["figures"])
+        for name, value in scored["figures"].items():
+            if value is not None:
+                low, high = scored["intervals"][name]
+                assert 0 <= low <= high <= 1 and 0 <= value <= 1
+    assert report["settings"]["seed"] == 0
+
+
+def test_thresholds_come_from_validation(finished: Path) -> None:
+    store = reader(finished)
+    saved = json.loads(store.path("thresholds").read_text())
+    assert saved["chosen_on"] == "val"
+    probabilities = store.load("probabilities", split="val")
+    for index in (isic.MELANOMA, isic.KERATOSIS):
+        assert np.isclose(probabilities[:, index], saved["thresholds"][isic.CLASSES[index]]).any()
+
+
+def test_segmentation_is_scored_where_there_are_masks(finished: Path) -> None:
+    scores = json.loads((finished / "graphics" / "segmentation.json").read_text())
+    assert {split: scored["n"] for split, scored in scores.items()} == {"val": 12, "test": 12}
+    assert 0 <= scores["val"]["figures"]["jaccard"] <= 1
+
+
+def test_predictions_are_listed_by_id(finished: Path) -> None:
+    table = pd.read_csv(finished / "graphics" / "predictions_test.csv")
+    assert table.columns.tolist() == ["image_id", *isic.CLASSES]
+    assert table["image_id"].tolist() == reader(finished).load("ids", split="test").tolist()
+    assert np.allclose(table[list(isic.CLASSES)], reader(finished).load("probabilities", split="test"), atol=1e-6)
+
+
+@pytest.mark.usefixtures("logging_restored")
+@pytest.mark.parametrize(
+    ("script", "needed"),
+    [
+        (stages.SEGNET, stages.PREPROCESSING),
+        (stages.MASKING, stages.PREPROCESSING),
+        (stages.CLASSIFIER, stages.PREPROCESSING),
+        (stages.EVALUATION, stages.PREPROCESSING),
+    ],
+)
+def test_script_run_first_names_the_first_script(
+    script: str, needed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(monkeypatch, script, *places(tmp_path)) == 3
+    error = capsys.readouterr().err
+    assert f"run {needed}" in error and "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("logging_restored")
+@pytest.mark.parametrize(
+    ("script", "flags", "needed"),
+    [
+        (stages.MASKING, (), stages.SEGNET),
+        (stages.CLASSIFIER, CLASSIFIER_FLAGS, stages.MASKING),
+        (stages.EVALUATION, (), stages.CLASSIFIER),
+    ],
+)
+def test_skipped_script_is_named(
+    script: str,
+    flags: tuple[str, ...],
+    needed: str,
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pipeline.preprocess(source, tmp_path)
+    assert exit_code(monkeypatch, script, *places(tmp_path), *flags) == 3
+    assert f"missing: run {needed} first" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("logging_restored")
+@pytest.mark.parametrize(
+    ("script", "flags", "needed"),
+    [
+        (stages.MASKING, (), stages.SEGNET),
+        (stages.CLASSIFIER, CLASSIFIER_FLAGS, stages.MASKING),
+        (stages.EVALUATION, (), stages.MASKING),
+    ],
+)
+def test_arrays_of_another_size_make_the_rest_stale(
+    script: str,
+    flags: tuple[str, ...],
+    needed: str,
+    source: Path,
+    own_chain: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pipeline.run(stages.PREPROCESSING, own_chain, "--source", str(source), "--size", "40")
+    before = array_bytes(own_chain)
+    assert exit_code(monkeypatch, script, *places(own_chain), *flags) == 3
+    assert "stale" in (error := capsys.readouterr().err) and f"run {needed} again" in error
+    assert array_bytes(own_chain) == before
+
+
+@pytest.mark.usefixtures("logging_restored")
+def test_source_without_photographs_is_bad_input(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = (*places(tmp_path), "--source", str(tmp_path / "nowhere"))
+    assert exit_code(monkeypatch, stages.PREPROCESSING, *flags) == 2
+    assert "nowhere: no photographs here" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("logging_restored")
+def test_cut_off_photograph_is_bad_input_and_the_old_arrays_stay_whole(
+    own_source: Path, own_chain: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photograph = isic.read_split(own_source, "train")[5].image
+    photograph.write_bytes(photograph.read_bytes()[:1500])
+    before = array_bytes(own_chain)
+    assert exit_code(monkeypatch, stages.PREPROCESSING, *places(own_chain), "--source", str(own_source)) == 2
+    assert photograph.name in capsys.readouterr().err
+    assert array_bytes(own_chain) == before
+
+
+@pytest.mark.usefixtures("logging_restored")
+def test_unknown_backbone_is_bad_usage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(monkeypatch, stages.CLASSIFIER, *places(tmp_path), "--backbone", "mobilenet9") == 2
+    assert "mobilenet9" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("logging_restored")
+def test_network_size_that_does_not_fit_is_bad_usage(
+    own_chain: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = array_bytes(own_chain)
+    assert exit_code(monkeypatch, stages.SEGNET, *places(own_chain), "--network-size", "30") == 2
+    assert "--network-size" in capsys.readouterr().err
+    assert array_bytes(own_chain) == before
+
+
+@pytest.mark.usefixtures("logging_restored")
+def test_training_without_a_melanoma_is_bad_input(
+    own_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = isic.label_file(own_source, "train")
+    table.write_text(table.read_text().replace(",1.0,0.0", ",0.0,0.0"))
+    pipeline.preprocess(own_source, tmp_path)
+    pipeline.stand_in_for_segnet(tmp_path)
+    pipeline.run(stages.MASKING, tmp_path)
+    assert exit_code(monkeypatch, stages.CLASSIFIER, *places(tmp_path), *CLASSIFIER_FLAGS) == 2
+    assert "no melanoma among" in capsys.readouterr().err
+
+
+def test_unlabelled_test_split_is_predicted_and_not_scored(own_source: Path, tmp_path: Path) -> None:
+    without_truth(own_source, "test")
+    pipeline.run_all(own_source, tmp_path, "head")
+    store, graphics = reader(tmp_path), tmp_path / "graphics"
+    assert not store.has("labels", split="test") and not store.has("masks", split="test")
+    assert store.has("features", split="test", backbone=pipeline.BACKBONE)
+    table = pd.read_csv(graphics / "predictions_test.csv")
+    assert table["image_id"].tolist() == store.load("ids", split="test").tolist()
+    assert set(json.loads((graphics / "metrics.json").read_text())["splits"]) == {"val"}
+    assert set(json.loads((graphics / "segmentation.json").read_text())) == {"val"}
+    assert not list(graphics.glob("*_test.png"))
+
+
+def test_evaluation_goes_on_where_a_class_is_absent(own_source: Path, tmp_path: Path) -> None:
+    for split in ("val", "test"):
+        table = isic.label_file(own_source, split)
+        table.write_text(table.read_text().replace(",1.0,", ",0.0,"))
+    pipeline.preprocess(own_source, tmp_path)
+    store = stages.Store(tmp_path / "data", stages.CLASSIFIER, {})
+    for split in ("val", "test"):
+        uniform = np.full((store.rows(split), 3), 1 / 3, np.float32)
+        store.save("probabilities", uniform, split=split)
+    pipeline.run(stages.EVALUATION, tmp_path)
+    figures = json.loads((tmp_path / "graphics" / "metrics.json").read_text())["splits"]["test"]["figures"]
+    assert figures["melanoma auc"] is None and figures["melanoma specificity"] is not None
+
+
+def test_labels_that_went_away_leave_no_figures_behind(own_chain: Path, own_source: Path) -> None:
+    without_truth(own_source, "test")
+    pipeline.preprocess(own_source, own_chain)
+    assert not reader(own_chain).has("labels", split="test")
+    assert not reader(own_chain).path("masks", split="test").exists()
+
+
+def test_same_seed_gives_the_same_arrays_and_another_gives_others(source: Path, tmp_path: Path) -> None:
+    for folder, seed in (("first", "4"), ("again", "4"), ("other", "5")):
+        pipeline.preprocess(source, tmp_path / folder, "--seed", seed)
+    first, again, other = (array_bytes(tmp_path / folder) for folder in ("first", "again", "other"))
+    assert first == again
+    assert {name for name in first if first[name] != other[name]} == {"train_images.npy", "train_masks.npy"}
+
+
+def test_more_copies_do_not_change_the_first_ones(source: Path, tmp_path: Path) -> None:
+    pipeline.preprocess(source, tmp_path / "none", "--copies", "1")
+    store, full = reader(tmp_path / "none"), tmp_path / "full"
+    pipeline.preprocess(source, full)
+    count = pipeline.COUNTS["train"]
+    assert store.rows("train") == count < reader(full).rows("train")
+    assert np.array_equal(store.load("images", split="train"), reader(full).load("images", split="train")[:count])
+
+
+def test_limit_takes_the_first_images_of_each_split(finished: Path, source: Path, tmp_path: Path) -> None:
+    pipeline.preprocess(source, tmp_path, "--limit", "4", "--copies", "1")
+    for split in isic.SPLITS:
+        limited, whole = reader(tmp_path), reader(finished)
+        assert limited.load("ids", split=split).tolist() == whole.load("ids", split=split)[:4].tolist()
+        assert set(limited.load("labels", split=split).tolist()) == {0, 1, 2}
+
+
+def test_division_of_2018_becomes_arrays(source: Path, tmp_path: Path) -> None:
+    pipeline.preprocess(source, tmp_path, "--split", "2018", "--copies", "1")
+    store = reader(tmp_path)
+    ids = [name for split in isic.SPLITS for name in store.load("ids", split=split).tolist()]
+    assert len(ids) == len(set(ids)) == sum(pipeline.COUNTS.values())
+    expected = isic.divide_2018(isic.read_source(source), 0)
+    for split in isic.SPLITS:
+        assert set(store.load("ids", split=split).tolist()) == {record.id for record in expected[split]}
+
+
+def test_crop_fills_the_frame_with_the_lesion(source: Path, tmp_path: Path) -> None:
+    pipeline.preprocess(source, tmp_path)
+    pipeline.stand_in_for_segnet(tmp_path)
+    pipeline.run(stages.MASKING, tmp_path, "--roi", "crop")
+    store = reader(tmp_path)
+    masked, images = store.load("masked", split="val"), store.load("images", split="val")
+    assert masked.shape == images.shape and not np.array_equal(masked, images)
+    assert (masked.max(axis=3) == 0).mean() < 0.01
+    assert store.written_with("masked", split="val")["roi"] == "crop"

@@ -1,0 +1,218 @@
+"""The training loop, its batches, and prediction."""
+
+import math
+from pathlib import Path
+
+from melanoma import segnet, training
+from melanoma.errors import InputError
+
+import keras
+import numpy as np
+import pytest
+
+SIZE = 16
+
+
+def lesions(count: int, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
+    """Bright squares on dark ground and their masks."""
+    rng = np.random.default_rng(0)
+    masks = np.zeros((count, size, size, 1), np.uint8)
+    for mask in masks:
+        top, left = rng.integers(size // 8, size // 2, 2)
+        mask[top : top + size // 3, left : left + size // 3] = 1
+    return np.where(masks, 220, 50).repeat(3, axis=3).astype(np.uint8), masks
+
+
+def epoch(batches: training.Batches) -> tuple[np.ndarray, np.ndarray]:
+    """All inputs and targets of the epoch, in the order of the rows."""
+    parts = [batches[index] for index in range(len(batches))]
+    back = np.argsort(batches.order)
+    return np.concatenate([part[0] for part in parts])[back], np.concatenate([part[1] for part in parts])[back]
+
+
+def dense(seed: int = 0) -> keras.Model:
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((3,))
+    return keras.Model(inputs, keras.layers.Dense(2)(inputs), name="dense")
+
+
+def closeness(truth: keras.KerasTensor, predicted: keras.KerasTensor) -> keras.KerasTensor:
+    return -keras.ops.mean(keras.ops.square(truth - predicted), axis=-1)
+
+
+def fit_dense(
+    model: keras.Model,
+    batches: training.Batches,
+    path: Path,
+    *,
+    epochs: int = 3,
+    learning_rate: float = 0.1,
+    start: float = -math.inf,
+) -> training.Training:
+    """Fits to the batches' targets and keeps the best weights at `path`."""
+
+    def save() -> Path:
+        model.save_weights(path)
+        return path
+
+    return training.fit(
+        model,
+        batches,
+        None,
+        loss="mse",
+        metrics=[closeness],
+        monitor="closeness",
+        epochs=epochs,
+        learning_rate=learning_rate,
+        patience=5,
+        save=save,
+        start=start,
+    )
+
+
+def regression(seed: int | None = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.random((12, 3), np.float32), rng.random((12, 2), np.float32)
+
+
+FIRST_EPOCH = 1  # Keras draws a batch to build the model, and takes that for an epoch
+
+
+class BrokenFromEpoch2(training.Batches):
+    """Gives targets of NaN after the first epoch."""
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        inputs, targets = super().__getitem__(index)
+        return inputs, targets if self.epoch <= FIRST_EPOCH else targets * np.float32(np.nan)
+
+
+def test_every_row_comes_once_per_epoch_in_a_new_order() -> None:
+    batches = training.Batches(np.arange(10), np.arange(10), 4, seed=0)
+    orders = []
+    for _ in range(2):
+        parts = [batches[index] for index in range(len(batches))]
+        assert [len(inputs) for inputs, _ in parts] == [4, 4, 2]
+        assert all(np.array_equal(inputs, targets) for inputs, targets in parts)
+        orders.append(np.concatenate([inputs for inputs, _ in parts]).tolist())
+        batches.on_epoch_end()
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(10))
+    assert orders[0] != orders[1] != list(range(10))
+
+
+def test_order_is_kept_without_a_seed() -> None:
+    batches = training.Batches(np.arange(5), np.arange(5), 2)
+    batches.on_epoch_end()
+    assert np.concatenate([batches[index][0] for index in range(3)]).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_same_seed_and_epoch_give_the_same_batches() -> None:
+    first, again, other = (
+        training.Batches(*lesions(6), 4, seed=seed, vary=True, target_is_mask=True) for seed in (1, 1, 2)
+    )
+    assert np.array_equal(first.order, again.order)
+    assert np.array_equal(epoch(first)[0], epoch(again)[0])
+    assert not np.array_equal(epoch(first)[0], epoch(other)[0])
+    earlier = epoch(first)[0]
+    first.on_epoch_end()
+    assert not np.array_equal(epoch(first)[0], earlier)
+
+
+def test_variant_of_a_row_does_not_depend_on_the_batch_size() -> None:
+    epochs = [epoch(training.Batches(*lesions(7), size, seed=1, vary=True, target_is_mask=True)) for size in (1, 3, 7)]
+    for inputs, targets in epochs[1:]:
+        assert np.array_equal(inputs, epochs[0][0]) and np.array_equal(targets, epochs[0][1])
+
+
+def test_image_and_mask_are_varied_together() -> None:
+    images, masks = lesions(12, size=48)
+    varied, targets = epoch(training.Batches(images, masks, 5, seed=0, vary=True, target_is_mask=True))
+    for image, mask, original in zip(varied, targets, masks, strict=True):
+        bright = image.mean(axis=2) > 128
+        assert (bright & mask[..., 0].astype(bool)).sum() / (bright | mask[..., 0].astype(bool)).sum() > 0.85
+        assert not np.array_equal(mask, original)
+
+
+def test_labels_are_left_alone_and_so_are_the_arrays_given() -> None:
+    images, labels = lesions(6)[0], np.eye(6, dtype=np.float32)
+    before = images.copy()
+    varied, targets = epoch(training.Batches(images, labels, 4, seed=0, vary=True))
+    assert np.array_equal(targets, labels) and np.array_equal(images, before)
+    assert not np.array_equal(varied, images)
+
+
+def test_fit_lowers_the_loss_of_segnet_on_eight_images(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(0)
+    images, masks = lesions(8)
+    model = segnet.build(SIZE, SIZE, [80.0] * 3, [60.0] * 3)
+    path = tmp_path / "segnet.weights.h5"
+
+    def save() -> Path:
+        model.save_weights(path)
+        return path
+
+    result = training.fit(
+        model,
+        training.Batches(images, masks, 4, seed=0),
+        training.Batches(images, masks, 4),
+        loss=segnet.dice_cross_entropy,
+        metrics=[segnet.jaccard],
+        monitor="jaccard",
+        epochs=10,
+        learning_rate=5e-3,
+        patience=10,
+        save=save,
+    )
+    assert result.history["loss"][-1] < 0.75 * result.history["loss"][0]
+    assert result.best == pytest.approx(max(result.history["val_jaccard"]))
+    assert result.best_epoch == 1 + int(np.argmax(result.history["val_jaccard"]))
+
+
+def test_model_ends_with_the_weights_of_its_best_epoch(tmp_path: Path) -> None:
+    inputs, targets = regression()
+    model = dense()
+    result = fit_dense(model, training.Batches(inputs, targets, 12), tmp_path / "a.weights.h5", learning_rate=3.0)
+    best = -np.mean((model.predict(inputs, verbose=0) - targets) ** 2)
+    after_best = result.history["closeness"][result.best_epoch :]
+    assert result.best_epoch >= 1
+    # One batch an epoch: what an epoch reports is the closeness before its only step.
+    assert not after_best or best == pytest.approx(after_best[0], rel=1e-4)
+
+
+def test_weights_that_are_worse_than_the_start_are_not_kept(tmp_path: Path) -> None:
+    model = dense()
+    before = [value.copy() for value in model.get_weights()]
+    result = fit_dense(model, training.Batches(*regression(), 4), tmp_path / "a.weights.h5", start=0.0)
+    assert result.best_epoch == 0 and result.best == 0.0
+    assert all(np.array_equal(*pair) for pair in zip(before, model.get_weights(), strict=True))
+
+
+def test_weight_file_holds_no_optimizer(tmp_path: Path) -> None:
+    path = tmp_path / "a.weights.h5"
+    fit_dense(dense(), training.Batches(*regression(), 4), path)
+    fresh = dense(seed=1)
+    fresh.load_weights(path)
+    assert not hasattr(fresh, "optimizer") or fresh.optimizer is None
+    assert path.stat().st_size < 40_000
+
+
+def test_loss_of_nan_stops_the_run_and_keeps_the_best_weights(tmp_path: Path) -> None:
+    path = tmp_path / "a.weights.h5"
+    with pytest.raises(InputError, match="nan in epoch 2: try a lower --learning-rate"):
+        fit_dense(dense(), BrokenFromEpoch2(*regression(), 4, seed=0), path)
+    kept = dense(seed=1)
+    kept.load_weights(path)
+    assert all(np.isfinite(value).all() for value in kept.get_weights())
+    assert not np.array_equal(kept.get_weights()[0], dense().get_weights()[0])
+
+
+def test_prediction_with_a_ragged_last_batch_equals_keras_prediction() -> None:
+    model, inputs = dense(), regression()[0][:10]
+    blocks = list(training.predict(model, inputs, 4, "rows"))
+    assert [len(block) for block in blocks] == [4, 4, 2]
+    assert np.allclose(np.concatenate(blocks), model.predict(inputs, verbose=0), atol=1e-6)
+
+
+def test_prediction_of_fewer_rows_than_a_batch() -> None:
+    model, inputs = dense(), regression()[0][:3]
+    (block,) = training.predict(model, inputs, 16, "rows")
+    assert np.allclose(block, model.predict(inputs, verbose=0), atol=1e-6)
