@@ -52,7 +52,7 @@ def choose_thresholds(store: stages.Store) -> dict[str, float]:
 
 def draw(split: str, labels: np.ndarray, probabilities: np.ndarray, thresholds: dict[str, float], folder: Path) -> None:
     """Draws ROC curves and confusion matrices of a split."""
-    about = f"{split}, n = {len(labels)}"
+    about = f"{isic.OFFICIAL_NAMES[split].removesuffix('_v2').lower()}, n = {len(labels)}"
     curves = []
     for index in RANKED:
         name = isic.CLASSES[index]

@@ -9,7 +9,7 @@ from pathlib import Path
 from melanoma.errors import InputError
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from skimage import measure
 
 ROIS = ("mask", "crop", "full")
@@ -24,7 +24,7 @@ def open_image(path: Path) -> Image.Image:
     """
     try:
         return Image.open(path)
-    except (UnidentifiedImageError, FileNotFoundError, Image.DecompressionBombError) as error:
+    except (OSError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: not a readable picture ({error})") from None
 
 

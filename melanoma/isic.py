@@ -154,9 +154,7 @@ def divide_2018(splits: dict[str, list[Record]], seed: int) -> dict[str, list[Re
     """
     pool = [record for records in splits.values() for record in records if record.label is not None]
     if not pool:
-        raise InputError(
-            "--split 2018 divides labelled images, and there are none: add a label file (README, 'Data')"
-        )
+        raise InputError("--split 2018 divides labelled images, and there are none: add a label file (README, 'Data')")
     if len({record.mask is None for record in pool}) > 1:
         raise InputError("--split 2018 mixes the official splits, so either all of them need a mask folder or none")
     order = np.random.default_rng(seed).permutation(len(pool))

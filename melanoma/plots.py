@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 DPI = 150
+SHEET_DPI = 120  # shows a 256-pixel photograph pixel by pixel in its tile
 TRUTH, PREDICTION = "#00e5ff", "#ffd400"  # outlines: cyan and yellow stand out from skin, and from each other in grey
 LINES = ("#1b6ca8", "#d1495b", "#3a7d44")  # blue, red, green; distinct for the commonest colour blindness too
 
@@ -31,11 +32,11 @@ class Curve:
     operating_point: np.ndarray  # the two rates at the chosen threshold
 
 
-def save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path, dpi: int = DPI) -> None:
     """Writes a figure as PNG, whole or not at all, and makes its folder where needed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, dpi=DPI, format="png")
+    figure.savefig(temporary, dpi=dpi, format="png")
     temporary.replace(path)
 
 
@@ -54,7 +55,7 @@ def sheet(path: Path, rows: Sequence[Sequence[Tile]], title: str) -> None:
             for mask, colour in ((tile.truth, TRUTH), (tile.prediction, PREDICTION)):
                 if mask is not None and 0 < mask.sum() < mask.size:
                     axis.contour(mask[..., 0], levels=[0.5], colors=colour, linewidths=1.0)
-    save(figure, path)
+    save(figure, path, SHEET_DPI)
 
 
 def training_curves(
