@@ -2,7 +2,7 @@
 PYTHON ?= python3
 ENVIRONMENT := .venv
 RUN := $(ENVIRONMENT)/bin/python
-LOCK := $(ENVIRONMENT)/bin/uv pip compile --universal --python-version 3.11 --no-emit-index-url --no-emit-find-links --quiet
+LOCK := $(ENVIRONMENT)/bin/uv pip compile --universal --python-version 3.11 --quiet --upgrade --custom-compile-command 'make lock'
 
 # The demo works small: 96-pixel images and few epochs show the chain in minutes on two cores.
 DEMO := demo
@@ -42,9 +42,9 @@ figures: $(ENVIRONMENT)/requirements.installed  ## README's drawings of the two 
 	$(RUN) -m melanoma.schematics
 
 lock: $(ENVIRONMENT)/requirements-dev.installed  ## newest versions into the three locks
-	$(LOCK) --upgrade requirements.in -o requirements.txt
-	$(LOCK) --upgrade requirements-gpu.in -c requirements.txt -o requirements-gpu.txt
-	$(LOCK) --upgrade requirements-dev.in -c requirements.txt -o requirements-dev.txt
+	$(LOCK) requirements.in -o requirements.txt
+	$(LOCK) requirements-gpu.in -c requirements.txt -o requirements-gpu.txt
+	$(LOCK) requirements-dev.in -c requirements.txt -o requirements-dev.txt
 
 clean:  ## takes environment and demo away
 	rm -rf $(ENVIRONMENT) $(DEMO)

@@ -204,7 +204,7 @@ def test_thresholds_come_from_validation(finished: Path) -> None:
 
 
 def test_segmentation_is_scored_where_there_are_masks(finished: Path) -> None:
-    scores = json.loads((finished / "graphics" / "segmentation.json").read_text())
+    scores = json.loads((finished / "graphics" / "segmentation.json").read_text())["splits"]
     assert {split: scored["n"] for split, scored in scores.items()} == {"val": 12, "test": 12}
     assert 0 <= scores["val"]["figures"]["jaccard"] <= 1
 
@@ -344,7 +344,7 @@ def test_unlabelled_test_split_is_predicted_and_not_scored(own_source: Path, tmp
     table = pd.read_csv(graphics / "predictions_test.csv")
     assert table["image_id"].tolist() == store.load("ids", split="test").tolist()
     assert set(json.loads((graphics / "metrics.json").read_text())["splits"]) == {"val"}
-    assert set(json.loads((graphics / "segmentation.json").read_text())) == {"val"}
+    assert set(json.loads((graphics / "segmentation.json").read_text())["splits"]) == {"val"}
     assert not list(graphics.glob("*_test.png"))
 
 
