@@ -10,7 +10,7 @@ Writes  data/arrays/{split}_{backbone}_features.npy         float32 (N, C), the 
         graphics/{backbone}_{head,full}_curves.png          training curves of each phase
 
 Run     python densenet_train.py
-Try     python densenet_train.py --backbone mobilenet --weights none --train head --epochs 2 --limit 30
+Try     python densenet_train.py --backbone mobilenet --weights none --epochs 1 --limit 30
 Expect  README, "Results"
 """
 

@@ -2,6 +2,7 @@
 
 import inspect
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,9 @@ def load_weights(model: keras.Model, path: Path) -> None:
     if not path.is_file():
         raise InputError(f"--weights {path}: no such file; give a file, {IMAGENET} or {NONE}")
     try:
-        model.load_weights(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Keras warns of every layer before it raises the error that counts
+            model.load_weights(path)
     except (ValueError, OSError, KeyError, BadZipFile) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"--weights {path} does not fit {model.name}: {reason}") from None

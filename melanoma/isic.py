@@ -77,7 +77,7 @@ def read_labels(path: Path) -> dict[str, int]:
             the line.
     """
     try:
-        table = pd.read_csv(path, dtype=str, encoding="utf-8-sig")
+        table = pd.read_csv(path, dtype=str, encoding="utf-8-sig", skip_blank_lines=False).dropna(how="all")
     except ValueError as error:  # pandas' parser errors and bad encodings are ValueErrors
         raise InputError(f"{path}: no readable CSV ({error})") from None
     missing = {"image_id", "melanoma", "seborrheic_keratosis"} - set(table.columns)
@@ -85,7 +85,7 @@ def read_labels(path: Path) -> dict[str, int]:
         raise InputError(f"{path}: no column {', '.join(sorted(missing))}; it has {', '.join(table.columns)}")
     labels: dict[str, int] = {}
     columns = (table["image_id"], table["melanoma"], table["seborrheic_keratosis"])
-    for line, (name, *texts) in enumerate(zip(*columns, strict=True), start=2):
+    for line, name, *texts in zip(table.index + 2, *columns, strict=True):  # the header is line 1
         values = pd.to_numeric(pd.Series(texts), errors="coerce").tolist()
         if any(value not in (0, 1) for value in values) or sum(values) > 1:
             raise InputError(f"{path}, line {line}: {name} has labels {texts}; expected 0 or 1, and not both 1")

@@ -203,17 +203,18 @@ class Store:
         return entry
 
     def _check_inputs(self, path: Path, key: str, manifest: dict[str, Any], seen: set[str]) -> None:
-        if key in seen:
+        if key in seen or key not in manifest:
             return
         seen.add(key)
         entry = manifest[key]
+        for source in entry["inputs"]:  # first, so that the earliest stale stage is named
+            self._check_inputs(path, source, manifest, seen)
         for source, digest in entry["inputs"].items():
             if manifest.get(source, {}).get("sha256") != digest:
                 raise StageError(
                     f"{path} is stale: {key} was made from another {source} than there is now: "
                     f"run {entry['script']} again"
                 )
-            self._check_inputs(path, source, manifest, seen)
 
     def rows(self, split: str) -> int:
         """How many images of a split this run works on: all, or the first `limit`."""

@@ -260,17 +260,11 @@ def test_skipped_script_is_named(
 
 @pytest.mark.usefixtures("logging_restored")
 @pytest.mark.parametrize(
-    ("script", "flags", "needed"),
-    [
-        (stages.MASKING, (), stages.SEGNET),
-        (stages.CLASSIFIER, CLASSIFIER_FLAGS, stages.MASKING),
-        (stages.EVALUATION, (), stages.MASKING),
-    ],
+    ("script", "flags"), [(stages.MASKING, ()), (stages.CLASSIFIER, CLASSIFIER_FLAGS), (stages.EVALUATION, ())]
 )
 def test_arrays_of_another_size_make_the_rest_stale(
     script: str,
     flags: tuple[str, ...],
-    needed: str,
     source: Path,
     own_chain: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -279,7 +273,7 @@ def test_arrays_of_another_size_make_the_rest_stale(
     pipeline.run(stages.PREPROCESSING, own_chain, "--source", str(source), "--size", "40")
     before = array_bytes(own_chain)
     assert exit_code(monkeypatch, script, *places(own_chain), *flags) == 3
-    assert "stale" in (error := capsys.readouterr().err) and f"run {needed} again" in error
+    assert "stale" in (error := capsys.readouterr().err) and f"run {stages.SEGNET} again" in error
     assert array_bytes(own_chain) == before
 
 
