@@ -6,7 +6,11 @@ Writes  data/arrays/{train,val,test}_ids.npy      str (N,)
         data/arrays/{train,val,test}_masks.npy    uint8 (N, S, S, 1), {0, 1}; where the split has masks
         data/arrays/{train,val,test}_labels.npy   int8 (N,), 0 benign nevus, 1 melanoma, 2 seborrheic keratosis; where
                                                   the split has labels
+        data/cache.sqlite                         what was read so far, until the arrays are written
+        graphics/rejects.csv                      photographs that cannot be used, and why
+        graphics/duplicates.csv                   photographs that show the same picture
         graphics/augmentation.png                 copies beside their originals
+        graphics/duplicates.png                   some of them side by side
 
 Run     python segmentation_01_preprocessing.py
 Try     python segmentation_01_preprocessing.py --limit 30
@@ -15,12 +19,16 @@ Expect  README, "Results"
 
 import argparse
 import contextlib
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
-from melanoma import augment, command, images, isic, plots, stages
+from melanoma import augment, checks, command, isic, parallel, plots, stages
 from melanoma.command import log
+from melanoma.errors import InputError
+from melanoma.reading import Cache
 
+import joblib
 import numpy as np
 
 SIZE = 256  # pixels: side of the arrays
@@ -38,6 +46,15 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--copies", type=command.at_least_one, default=COPIES, help="melanoma and keratosis, times their number"
     )
+    flags.add_argument("--check", action="store_true", help="read and report only; the run itself need not read again")
+    flags.add_argument("--skip-bad", action="store_true", help="leave out photographs that cannot be used")
+    flags.add_argument("--keep-duplicates", action="store_true", help="leave nothing out of train")
+    flags.add_argument("--strict", action="store_true", help="stop at warnings too")
+    places = flags.add_mutually_exclusive_group()
+    places.add_argument(
+        "--jobs", type=command.positive_int, default=joblib.cpu_count(), help="processes on this machine"
+    )
+    places.add_argument("--cluster", metavar="URL", help="Dask scheduler, tcp://host:port, whose workers do the work")
     return flags
 
 
@@ -51,39 +68,39 @@ def plan(records: list[isic.Record], split: str, times: float) -> list[Row]:
     return rows
 
 
-def pictures(rows: list[Row], size: int, seed: int) -> Iterator[tuple[np.ndarray, ...]]:
-    """Image (S, S, 3), and mask (S, S, 1) where there is one, of every row, one at a time."""
-    for record, copy in rows:
-        image = images.read_image(record.image, size)
-        mask = images.read_mask(record.mask, size, record.image) if record.mask else None
-        if copy is not None:
-            image, mask = augment.vary(image, np.random.default_rng([seed, copy]), mask)
-        yield (image,) if mask is None else (image, mask)
+def pictures(rows: list[Row], cache: Cache, seed: int, workers: parallel.Workers) -> Iterator[augment.Pair]:
+    """Image (S, S, 3), and mask (S, S, 1) or None, of every row, one at a time."""
+    originals = [record for record, copy in rows if copy is None]
+    for record in originals:
+        yield cache.pixels(record)
+    copies = ((cache.pixels(record), [seed, copy]) for record, copy in rows[len(originals) :] if copy is not None)
+    yield from workers.map(augment.make_copy, copies, block=64)
 
 
 def write_split(
-    store: stages.Store, files: contextlib.ExitStack, split: str, rows: list[Row], size: int, seed: int
+    store: stages.Store, files: contextlib.ExitStack, split: str, rows: list[Row], pixels: Iterator[augment.Pair]
 ) -> list[str]:
     """Writes the arrays of one split, row by row, and returns their names; they take effect when `files` closes."""
     columns = {"ids": np.array([record.id if copy is None else f"{record.id}_copy{copy}" for record, copy in rows])}
     if rows[0][0].label is not None:
         columns["labels"] = np.array([record.label for record, _ in rows], dtype=np.int8)
+    size = int(store.settings["size"] or 0)
     depths = {"images": 3, "masks": 1} if rows[0][0].mask else {"images": 3}
     # Closed in reverse: ids first, so that the manifest lists them among the inputs of the rest.
-    pixels = [
+    outputs = [
         files.enter_context(store.writer(name, len(rows), (size, size, depth), split=split))
         for name, depth in depths.items()
     ]
     for name, column in reversed(columns.items()):
         files.enter_context(store.writer(name, len(rows), (), str(column.dtype), split=split)).append(column)
-    for arrays in command.progress(pictures(rows, size, seed), split, len(rows)):
-        for file, array in zip(pixels, arrays, strict=True):
-            file.append(array[None])
+    for pair in command.progress(pixels, split, len(rows)):
+        for output, array in zip(outputs, pair, strict=False):
+            if array is not None:
+                output.append(array[None])
     copied = sum(copy is not None for _, copy in rows)
-    labels = columns.get("labels", np.array([]))
-    classes = ", ".join(f"{(labels == label).sum()} {name}" for label, name in enumerate(isic.CLASSES))
     log.info("%-5s %d photographs, %d augmented copies", split, len(rows) - copied, copied)
-    log.info("%-5s %s", split, classes if len(labels) else "no labels: will be predicted, not judged")
+    if "labels" not in columns:
+        log.info("%-5s no labels: will be predicted, not judged", split)
     if "masks" not in depths:
         log.info("%-5s no lesion masks: they will be predicted, not scored", split)
     return [*columns, *depths]
@@ -111,23 +128,53 @@ def draw_copies(store: stages.Store, path: Path) -> None:
         plots.sheet(path, tiles, "Minority classes: photographs (left) and their augmented copies")
 
 
+def stop_at_faults(report: checks.Report, arguments: argparse.Namespace) -> None:
+    """Ends the run where there is something to mend.
+
+    Raises:
+        InputError: a photograph cannot be used, all of a split's, or --strict meets a warning.
+    """
+    rejects = arguments.graphics / "rejects.csv"
+    if report.problems and not arguments.skip_bad:
+        names = isic.first_ids([record.id for record in report.problems])
+        reason = next(iter(report.problems.values()))
+        raise InputError(
+            f"{len(report.problems)} photographs cannot be used: {names}. The first: {reason}. All: {rejects}; "
+            "mend them, or leave them out with --skip-bad"
+        )
+    if empty := report.found.keys() - report.usable.keys():
+        raise InputError(f"no photograph of {', '.join(sorted(empty))} can be used: see {rejects}")
+    if arguments.strict and (warnings := list(report.warnings())):
+        raise InputError("; ".join(warnings))
+
+
 def main(arguments: argparse.Namespace) -> None:
-    """Writes the arrays of every split that the source has, and takes away those of an earlier run that it has not."""
-    splits = isic.read_source(arguments.source)
-    skipped = sum(isic.superpixel_files(arguments.source, split) for split in isic.SPLITS)
-    if skipped:
-        log.info("%d superpixel files skipped: they are neither photographs nor masks", skipped)
+    """Reads and checks the source; writes the arrays of its splits and takes away those of splits that it has not."""
+    found = isic.read_source(arguments.source)
+    known = isic.RECURRING if arguments.split == "official" else frozenset()
     if arguments.split == "2018":
-        splits = isic.divide_2018(splits, arguments.seed)
-    settings = vars(arguments) | {"source_fingerprint": isic.fingerprint(splits)}
-    store = stages.Store(arguments.data, stages.PREPROCESSING, settings)
-    written: dict[str, list[str]] = {}
-    with contextlib.ExitStack() as files:  # bad input anywhere leaves the arrays of an earlier run as they were
-        for split, records in splits.items():
-            rows = plan(isic.interleave(records)[: arguments.limit], split, arguments.copies)
-            written[split] = write_split(store, files, split, rows, arguments.size, arguments.seed)
+        found = isic.divide_2018(found, arguments.seed)
+    found = {split: isic.interleave(records)[: arguments.limit] for split, records in found.items()}
+    workers = parallel.Workers(arguments.jobs, arguments.cluster)
+    with Cache(arguments.data, arguments.size) as cache, workers, contextlib.ExitStack() as files:
+        cache.read(list(itertools.chain.from_iterable(found.values())), workers)
+        report = checks.inspect(arguments.source, found, cache, workers, known, arguments.keep_duplicates)
+        for line in report.lines():
+            log.info(line)
+        report.write(arguments.graphics)
+        checks.draw_duplicates(arguments.graphics / "duplicates.png", report.duplicates, cache)
+        stop_at_faults(report, arguments)
+        if arguments.check:
+            return
+        settings = vars(arguments) | {"source_fingerprint": isic.fingerprint(report.usable)}
+        store = stages.Store(arguments.data, stages.PREPROCESSING, settings)
+        written = {}
+        for split, records in report.usable.items():  # an error leaves the arrays of an earlier run as they were
+            rows = plan(records, split, arguments.copies)
+            written[split] = write_split(store, files, split, rows, pictures(rows, cache, arguments.seed, workers))
+    cache.remove()
     for split in isic.SPLITS:
-        if split not in splits:
+        if split not in written:
             log.info("%-5s absent in %s", split, arguments.source)
         for name in {"ids", "images", "masks", "labels"} - set(written.get(split, [])):
             store.remove(name, split=split)

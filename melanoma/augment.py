@@ -6,6 +6,8 @@ The same function makes the copies that are stored before training and the varia
 import numpy as np
 from PIL import Image
 
+Pair = tuple[np.ndarray, np.ndarray | None]  # image uint8 (S, S, 3); mask uint8 (S, S, 1) of {0, 1}, or None
+
 ROTATION = 180.0  # degrees either way: a lesion has no upright
 SHEAR = 10.0  # degrees either way
 ZOOM = (0.85, 1.15)  # factor on the lesion's size
@@ -79,9 +81,7 @@ def random_colour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(picture.point(3 * tones.round().astype(int).tolist()))
 
 
-def vary(
-    image: np.ndarray, rng: np.random.Generator, mask: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray | None]:
+def vary(image: np.ndarray, rng: np.random.Generator, mask: np.ndarray | None = None) -> Pair:
     """A random variant of an image, and its mask through the same geometry.
 
     Args:
@@ -95,6 +95,12 @@ def vary(
     geometry = random_geometry(rng, image.shape[0])
     varied = random_colour(warp(image, geometry), rng)
     return varied, None if mask is None else warp(mask, geometry)
+
+
+def make_copy(task: tuple[Pair, list[int]]) -> Pair:
+    """`vary` for workers: of one argument, an image with its mask, and a seed."""
+    (image, mask), seed = task
+    return vary(image, np.random.default_rng(seed), mask)
 
 
 def copies(labels: np.ndarray, minorities: tuple[int, ...], times: float) -> list[int]:

@@ -4,6 +4,11 @@ Rule for pictures whose EXIF tag asks for a turn: the tag is ignored, for image 
 drawn on the pixels as stored.
 """
 
+import contextlib
+import struct
+import warnings
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
 
 from melanoma.errors import InputError
@@ -15,61 +20,147 @@ from skimage import measure
 ROIS = ("mask", "crop", "full")
 CROP_MARGIN = 0.15  # of the lesion's longer side, added on each side: keeps the border, where melanoma shows
 
+FORMATS = ("JPEG", "PNG")  # what the challenge uses; no other decoder is reached by a file that only claims to be one
+THUMBNAIL = 128  # pixels: side of the grey picture by which copies of a photograph are found
+REDUCING_GAP = 2.0  # shrinking goes by whole pixels to twice the target first, which costs a third of one long step
+SAMPLING = 4  # points per side and pixel of the result at which a larger mask is looked at
+ORIENTATION = 0x0112  # EXIF tag
 
-def open_image(path: Path) -> Image.Image:
+# What Pillow's decoders raise on a broken file.
+BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
+
+GREY_VALUES = "mask values between 0 and 255 cut at 127"
+CONVERTED = {
+    "1": "black and white made RGB",
+    "L": "greyscale made RGB",
+    "I": "greyscale made RGB",
+    "P": "palette made RGB",
+    "CMYK": "CMYK made RGB",
+    "LA": "alpha channel left out",
+    "RGBA": "alpha channel left out",
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A photograph and its mask, decoded and resized, with what was met on the way."""
+
+    image: np.ndarray  # uint8 (S, S, 3), RGB, 0 to 255
+    mask: np.ndarray | None  # uint8 (S, S, 1), 1 inside the lesion and 0 outside; None: there is none
+    thumbnail: np.ndarray  # uint8 (THUMBNAIL, THUMBNAIL), grey
+    size: tuple[int, int]  # width and height of the photograph's file, in pixels
+    notes: tuple[str, ...]  # what was converted
+
+
+def open_picture(path: Path) -> Image.Image:
     """Opens a picture without decoding it.
 
     Raises:
-        InputError: the file is missing, no picture, or far too large for one.
+        InputError: the file is missing, neither JPEG nor PNG, or of more pixels than Pillow takes for genuine (89
+            million).
     """
     try:
-        return Image.open(path)
-    except (OSError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            return Image.open(path, formats=FORMATS)
+    except (*BROKEN, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"{path}: not a readable picture ({error})") from None
 
 
-def resize(picture: Image.Image, size: int, mode: str) -> np.ndarray:
-    """Decodes, converts to `mode` and shrinks to a square with antialiasing; the frame is stretched.
+def notes(picture: Image.Image) -> list[str]:
+    """What has to be converted to make 8-bit RGB of an opened picture, and whether its EXIF turn is ignored."""
+    found = []
+    mode = picture.mode.split(";")[0]
+    if mode in CONVERTED:
+        found.append(CONVERTED[mode])
+    if mode == "I" or any(";16" in str(tile[3]) for tile in getattr(picture, "tile", [])):
+        found.append("16 bits scaled to 8")
+    if picture.getexif().get(ORIENTATION, 1) != 1:
+        found.append("EXIF turn ignored")
+    return found
+
+
+def decode(picture: Image.Image, mode: str, least: int) -> Image.Image:
+    """Decodes an opened picture and converts it to 8 bits.
+
+    Args:
+        picture: from `open_picture`.
+        mode: "RGB" or "L".
+        least: pixels that each side is to keep at least, if it has them: libjpeg decodes at a half, a quarter or an
+            eighth directly, which is several times faster.
 
     Raises:
         InputError: the file is cut off or corrupt.
     """
+    path = getattr(picture, "filename", "picture")
     try:
+        picture.draft(mode, (least, least))
         if picture.mode.startswith("I"):  # 16 bits; Pillow's own conversion would clip them to white
             picture = Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
-        # libjpeg decodes at a half, a quarter or an eighth directly; twice the target keeps the antialiasing honest.
-        picture.draft(mode, (2 * size, 2 * size))
-        return np.asarray(picture.convert(mode).resize((size, size), Image.Resampling.BILINEAR))
-    except (OSError, SyntaxError) as error:
-        name = getattr(picture, "filename", "picture")
-        raise InputError(f"{name}: cannot be decoded ({error})") from None
+        if picture.mode == "P" and "transparency" in picture.info:
+            picture = picture.convert("RGBA")
+        picture.load()
+        return picture if picture.mode == mode else picture.convert(mode)  # a conversion to itself would copy
+    except BROKEN as error:
+        raise InputError(f"{path}: cannot be decoded ({error})") from None
 
 
-def read_image(path: Path, size: int) -> np.ndarray:
-    """A photograph as uint8 (size, size, 3), RGB, 0 to 255.
+def shrink(picture: Image.Image, size: int) -> np.ndarray:
+    """Resizes a decoded picture to a square with antialiasing; the frame is stretched. uint8 (size, size[, 3])."""
+    return np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=REDUCING_GAP))
+
+
+def cut_mask(mask: Image.Image, path: Path, size: int) -> tuple[np.ndarray, list[str]]:
+    """A decoded grey mask as uint8 (size, size, 1) of {0, 1}, lesion above 127, and what there is to note.
+
+    A large mask is seen through a grid of SAMPLING points per pixel of the result and side: the outcome is the same
+    but for single pixels of the outline, and takes a third of the time.
 
     Raises:
-        InputError: no picture, or a broken one.
+        InputError: its values are such that all of it or nothing would be lesion, though it is neither white nor black.
     """
-    with open_image(path) as picture:
-        return resize(picture, size, "RGB")
+    grid = mask.resize([min(side, SAMPLING * size) for side in mask.size], Image.Resampling.NEAREST)
+    cut = (shrink(grid, size) > 127).astype(np.uint8)[..., None]
+    if cut.min() == cut.max():
+        extremes = mask.getextrema()
+        if extremes not in ((0, 0), (255, 255), (0, 255)):
+            raise InputError(f"{path}: no lesion to tell from skin, its grey values go from %s to %s" % extremes)
+    black_or_white = np.asarray(grid) + np.uint8(1) <= 1  # 255 wraps to 0
+    return cut, [] if black_or_white.all() else [GREY_VALUES]
 
 
-def read_mask(path: Path, size: int, image: Path) -> np.ndarray:
-    """A lesion mask as uint8 (size, size, 1), 1 inside the lesion and 0 outside.
+def read_pair(image: Path, mask: Path | None, size: int) -> Pair:
+    """Reads a photograph, and its lesion mask where it has one.
 
     Args:
-        path: grey picture, lesion above 127.
-        size: side in pixels.
-        image: the photograph that it belongs to.
+        image: JPEG or PNG.
+        mask: grey picture of the same width and height, lesion above 127; or None.
+        size: side of the arrays in pixels.
 
     Raises:
-        InputError: no picture, a broken one, or not of its photograph's width and height.
+        InputError: a file is missing, no picture, far too large for one, or broken; the mask is not of its photograph's
+            width and height, or shows no lesion's outline.
     """
-    with open_image(path) as mask, open_image(image) as photograph:
-        if mask.size != photograph.size:
-            raise InputError(f"{path} is {mask.size}, its photograph {image.name} is {photograph.size} (width, height)")
-        return (resize(mask, size, "L") > 127).astype(np.uint8)[..., None]
+    with open_picture(image) as photograph, open_picture(mask) if mask else contextlib.nullcontext() as outline:
+        if outline and outline.size != photograph.size:
+            raise InputError(
+                f"{mask} is {outline.size}, its photograph {image.name} is {photograph.size} (width, height)"
+            )
+        frame, found = photograph.size, notes(photograph)
+        pixels = decode(photograph, "RGB", max(size, THUMBNAIL))
+        lesion = None
+        if mask and outline:
+            lesion, more = cut_mask(decode(outline, "L", size), mask, size)
+            found += more
+        return Pair(shrink(pixels, size), lesion, shrink(pixels.convert("L"), THUMBNAIL), frame, tuple(found))
+
+
+def read(task: tuple[Path, Path | None, int]) -> Pair | str:
+    """`read_pair` for workers: of one argument, and with the error's message in place of an error."""
+    try:
+        return read_pair(*task)
+    except InputError as error:
+        return str(error)
 
 
 def lesion_box(mask: np.ndarray) -> tuple[int, int, int]:

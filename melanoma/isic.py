@@ -27,6 +27,21 @@ OFFICIAL_NAMES = {"train": "Training", "val": "Validation", "test": "Test_v2"}
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
 SUPERPIXELS = "_superpixels"
 
+# Train photographs of lesions that validation or test show too, from published lists of duplicates.
+RECURRING = frozenset(
+    (
+        "ISIC_0012887",
+        "ISIC_0013163",
+        "ISIC_0012237",
+        "ISIC_0013417",
+        "ISIC_0013737",
+        "ISIC_0012713",
+        "ISIC_0012175",
+        "ISIC_0012271",
+        "ISIC_0012970",
+    )
+)
+
 # Images per class (nevus, melanoma, keratosis) in the 2018 division of the 2750 pooled images.
 POOL_2018 = (1843, 521, 386)
 PARTS_2018 = {"val": (327, 130, 88), "test": (196, 59, 45)}
@@ -83,16 +98,16 @@ def read_labels(path: Path) -> dict[str, int]:
     missing = {"image_id", "melanoma", "seborrheic_keratosis"} - set(table.columns)
     if missing:
         raise InputError(f"{path}: no column {', '.join(sorted(missing))}; it has {', '.join(table.columns)}")
-    labels: dict[str, int] = {}
-    columns = (table["image_id"], table["melanoma"], table["seborrheic_keratosis"])
-    for line, name, *texts in zip(table.index + 2, *columns, strict=True):  # the header is line 1
-        values = pd.to_numeric(pd.Series(texts), errors="coerce").tolist()
-        if any(value not in (0, 1) for value in values) or sum(values) > 1:
-            raise InputError(f"{path}, line {line}: {name} has labels {texts}; expected 0 or 1, and not both 1")
-        if name in labels:
-            raise InputError(f"{path}, line {line}: {name} comes twice")
-        labels[name] = MELANOMA if values[0] else KERATOSIS if values[1] else NEVUS
-    return labels
+    names, texts = table["image_id"], table[["melanoma", "seborrheic_keratosis"]]
+    values = texts.apply(pd.to_numeric, errors="coerce")
+    wrong = ~values.isin([0, 1]).all(axis=1) | (values.sum(axis=1) > 1) | names.isna()
+    for row in table.index[wrong | names.duplicated()][:1]:
+        line = f"{path}, line {row + 2}: {names[row]}"  # the header is line 1
+        if wrong[row]:
+            raise InputError(f"{line} has labels {texts.loc[row].tolist()}; expected 0 or 1, and not both 1")
+        raise InputError(f"{line} comes twice")
+    classes = np.select([values["melanoma"] == 1, values["seborrheic_keratosis"] == 1], [MELANOMA, KERATOSIS], NEVUS)
+    return dict(zip(names, classes.tolist(), strict=True))
 
 
 def read_split(source: Path, split: str) -> list[Record]:
@@ -121,9 +136,17 @@ def read_split(source: Path, split: str) -> list[Record]:
     return [Record(name, path, mask_paths.get(name), labels.get(name)) for name, path in images.items()]
 
 
-def superpixel_files(source: Path, split: str) -> int:
-    """How many superpixel label maps lie among a split's photographs."""
-    return sum(1 for _ in image_folder(source, split).glob(f"*{SUPERPIXELS}.*"))
+def superpixel_files(source: Path) -> int:
+    """How many superpixel label maps lie among photographs and masks."""
+    folders = (folder(source, split) for split in SPLITS for folder in (image_folder, mask_folder))
+    return sum(1 for folder in folders for _ in folder.glob(f"*{SUPERPIXELS}*"))
+
+
+def unused_labels(source: Path, splits: dict[str, list[Record]]) -> list[str]:
+    """Ids that the label files of these splits name, though there is no photograph."""
+    files = {split: label_file(source, split) for split in splits}
+    known = {record.id for records in splits.values() for record in records}
+    return [name for path in files.values() if path.is_file() for name in read_labels(path) if name not in known]
 
 
 def read_source(source: Path) -> dict[str, list[Record]]:
@@ -135,7 +158,10 @@ def read_source(source: Path) -> dict[str, list[Record]]:
     splits = {split: records for split in SPLITS if (records := read_split(source, split))}
     if not splits:
         expected = ", ".join(image_folder(source, split).name for split in SPLITS)
-        raise InputError(f"{source}: no photographs here; expected at least one of {expected} (README, 'Data')")
+        raise InputError(
+            f"{source}: no photographs here; expected at least one of {expected}; to fetch them: "
+            f"python download_data.py --out {source}"
+        )
     return splits
 
 

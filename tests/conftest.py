@@ -1,6 +1,8 @@
 """The drawn source and the finished chain that several tests look at; who changes one works on a copy."""
 
+import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from melanoma import phantom
@@ -35,3 +37,12 @@ def own_source(source: Path, tmp_path: Path) -> Path:
 def own_chain(finished: Path, tmp_path: Path) -> Path:
     """A copy of the finished chain that a test may change."""
     return shutil.copytree(finished, tmp_path / "chain")
+
+
+@pytest.fixture
+def logging_restored() -> Iterator[None]:
+    """`command.run` sets up logging to the standard output that a test has; puts the handlers back."""
+    handlers, level = logging.root.handlers[:], logging.root.level
+    yield
+    logging.root.handlers[:] = handlers
+    logging.root.setLevel(level)

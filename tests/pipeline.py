@@ -2,12 +2,14 @@
 
 import argparse
 import importlib
+import sys
 from pathlib import Path
 from types import ModuleType
 
 from melanoma import command, stages
 
 import numpy as np
+import pytest
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = (stages.PREPROCESSING, stages.SEGNET, stages.MASKING, stages.CLASSIFIER, stages.EVALUATION)
@@ -33,7 +35,7 @@ def run(script: str, folder: Path, *flags: str) -> None:
 
 
 def preprocess(source: Path, folder: Path, *flags: str) -> None:
-    run(stages.PREPROCESSING, folder, "--source", str(source), "--size", str(SIZE), *flags)
+    run(stages.PREPROCESSING, folder, "--source", str(source), "--size", str(SIZE), "--jobs", "1", *flags)
 
 
 def classify(folder: Path, *flags: str) -> None:
@@ -53,3 +55,25 @@ def stand_in_for_segnet(folder: Path) -> None:
     store = stages.Store(folder / "data", stages.SEGNET, {})
     for split in store.splits():
         store.save("predicted", np.array(store.load("masks", split=split)), split=split)
+
+
+def exit_code(monkeypatch: pytest.MonkeyPatch, script: str, *flags: str) -> int | str | None:
+    """What the script exits with, run as from a shell; 0 where it just ends."""
+    monkeypatch.setattr(sys, "argv", [script, *flags])
+    try:
+        command.run(parser(script), module(script).main)
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+def places(folder: Path) -> tuple[str, ...]:
+    return "--data", str(folder / "data"), "--graphics", str(folder / "graphics")
+
+
+def reader(folder: Path) -> stages.Store:
+    return stages.Store(folder / "data", stages.EVALUATION, {})
+
+
+def array_bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "data" / "arrays").iterdir())}

@@ -35,8 +35,18 @@ def write_pair(folder: Path, mask: np.ndarray, exif: Image.Exif | None = None) -
     return photograph, write(folder / "ISIC_1_segmentation.png", mask, exif)
 
 
+def image_of(path: Path, size: int) -> np.ndarray:
+    return images.read_pair(path, None, size).image
+
+
+def mask_of(photograph: Path, mask: Path, size: int) -> np.ndarray:
+    lesion = images.read_pair(photograph, mask, size).mask
+    assert lesion is not None
+    return lesion
+
+
 def test_photograph_comes_as_a_square_of_rgb(tmp_path: Path) -> None:
-    array = images.read_image(write(tmp_path / "a.png", np.full((60, 80, 3), (10, 20, 30), np.uint8)), 32)
+    array = image_of(write(tmp_path / "a.png", np.full((60, 80, 3), (10, 20, 30), np.uint8)), 32)
     assert array.shape == (32, 32, 3) and array.dtype == np.uint8
     assert (array == (10, 20, 30)).all()
 
@@ -44,14 +54,14 @@ def test_photograph_comes_as_a_square_of_rgb(tmp_path: Path) -> None:
 def test_shrinking_averages_fine_patterns(tmp_path: Path) -> None:
     stripes = np.zeros((256, 256, 3), np.uint8)
     stripes[:, ::2] = 255
-    assert abs(images.read_image(write(tmp_path / "a.png", stripes), 16).astype(int) - 127).max() <= 3
+    assert abs(image_of(write(tmp_path / "a.png", stripes), 16).astype(int) - 127).max() <= 3
 
 
 def test_scaled_decoding_agrees_with_full_decoding(tmp_path: Path) -> None:
     smooth = np.linspace(0, 255, 800).astype(np.uint8)
     array = np.stack([np.tile(smooth, (600, 1)), np.tile(smooth[:600, None], (1, 800)), np.full((600, 800), 90)], -1)
-    jpeg = images.read_image(write(tmp_path / "a.jpg", array.astype(np.uint8)), 64)
-    png = images.read_image(write(tmp_path / "a.png", array.astype(np.uint8)), 64)
+    jpeg = image_of(write(tmp_path / "a.jpg", array.astype(np.uint8)), 64)
+    png = image_of(write(tmp_path / "a.png", array.astype(np.uint8)), 64)
     assert abs(jpeg.astype(int) - png).max() <= 4
 
 
@@ -59,7 +69,7 @@ def test_scaled_decoding_agrees_with_full_decoding(tmp_path: Path) -> None:
 def test_other_colour_modes_become_rgb(tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("a.jpg" if mode == "CMYK" else "a.png")
     Image.new("RGB", (40, 40), (153, 153, 153)).convert(mode).save(path)
-    array = images.read_image(path, 32)
+    array = image_of(path, 32)
     assert array.shape == (32, 32, 3)
     assert abs(array.astype(int) - 153).max() <= 8
 
@@ -68,7 +78,7 @@ def test_mask_stays_binary_when_resized(tmp_path: Path) -> None:
     lesion = np.zeros((61, 83), np.uint8)
     lesion[20:41, 30:60] = 255
     photograph, mask = write_pair(tmp_path, lesion)
-    array = images.read_mask(mask, 32, photograph)
+    array = mask_of(photograph, mask, 32)
     assert array.shape == (32, 32, 1) and array.dtype == np.uint8
     assert set(np.unique(array)) == {0, 1}
     assert array.mean() == pytest.approx(21 * 30 / (61 * 83), abs=0.02)
@@ -76,14 +86,14 @@ def test_mask_stays_binary_when_resized(tmp_path: Path) -> None:
 
 def test_mask_is_cut_at_half_grey(tmp_path: Path) -> None:
     photograph, mask = write_pair(tmp_path, np.repeat(np.array([[100], [127], [128], [255]], np.uint8), 4, axis=1))
-    assert images.read_mask(mask, 4, photograph)[:, 0, 0].tolist() == [0, 0, 1, 1]
+    assert mask_of(photograph, mask, 4)[:, 0, 0].tolist() == [0, 0, 1, 1]
 
 
 def test_mask_of_another_size_is_refused(tmp_path: Path) -> None:
     photograph, _ = write_pair(tmp_path, np.zeros((60, 80), np.uint8))
     mask = write(tmp_path / "other.png", np.zeros((60, 81), np.uint8))
     with pytest.raises(InputError, match=r"other\.png is \(81, 60\).*\(80, 60\)"):
-        images.read_mask(mask, 32, photograph)
+        mask_of(photograph, mask, 32)
 
 
 def test_exif_turn_is_ignored_for_photograph_and_mask_alike(tmp_path: Path) -> None:
@@ -95,9 +105,9 @@ def test_exif_turn_is_ignored_for_photograph_and_mask_alike(tmp_path: Path) -> N
     for path in turned:
         with Image.open(path) as picture:
             assert picture.getexif()[0x0112] == 6
-    assert np.array_equal(images.read_image(plain[0], 32), images.read_image(turned[0], 32))
-    mask = images.read_mask(turned[1], 32, turned[0])
-    assert np.array_equal(images.read_mask(plain[1], 32, plain[0]), mask)
+    assert np.array_equal(image_of(plain[0], 32), image_of(turned[0], 32))
+    mask = mask_of(turned[0], turned[1], 32)
+    assert np.array_equal(mask_of(plain[0], plain[1], 32), mask)
     assert mask[2, 2] == 1 and mask[2, 28] == 0
 
 
@@ -126,14 +136,14 @@ def test_unreadable_picture_is_an_input_error_with_its_name(tmp_path: Path, make
     path = tmp_path / "ISIC_7.jpg"
     make(path)
     with pytest.raises(InputError, match=r"ISIC_7\.jpg"):
-        images.read_image(path, 32)
+        image_of(path, 32)
 
 
 def test_cut_off_mask_is_an_input_error_with_its_name(tmp_path: Path) -> None:
     photograph, mask = write_pair(tmp_path, noise()[..., 0])
     mask.write_bytes(mask.read_bytes()[:1000])
     with pytest.raises(InputError, match=r"ISIC_1_segmentation\.png"):
-        images.read_mask(mask, 32, photograph)
+        mask_of(photograph, mask, 32)
 
 
 @pytest.mark.parametrize(

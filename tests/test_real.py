@@ -45,7 +45,7 @@ def test_preprocessing_of_photographs(tmp_path: Path) -> None:
 @needs_weights
 def test_imagenet_weights_give_features_that_tell_photographs_apart() -> None:
     records = isic.read_split(PHOTOGRAPHS, "val")[:2]
-    photographs = np.stack([images.read_image(record.image, 96) for record in records])
+    photographs = np.stack([images.read_pair(record.image, None, 96).image for record in records])
     backbone = classifier.build_backbone("mobilenetv2", 96, str(WEIGHTS))
     features = classifier.extractor("mobilenetv2", backbone).predict_on_batch(photographs)
     assert features.shape == (2, 1280) and np.isfinite(features).all()

@@ -1,47 +1,23 @@
 """The five scripts: their command lines, the files that they leave, and what bad input and wrong order get."""
 
 import json
-import logging
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
-from melanoma import command, isic, stages
+from melanoma import isic, stages
 
 import numpy as np
 import pandas as pd
 import pipeline
 import pytest
 from PIL import Image
+from pipeline import array_bytes, exit_code, places, reader
 
 CLASSIFIER_FLAGS = ("--backbone", pipeline.BACKBONE, "--weights", "none", "--train", "head", "--epochs", "1")
 FRAMEWORKS = ("keras", "tensorflow", "jax", "torch")
-
-
-@pytest.fixture
-def logging_restored() -> Iterator[None]:
-    """`command.run` sets up logging to the standard output that a test has; puts the handlers back."""
-    handlers, level = logging.root.handlers[:], logging.root.level
-    yield
-    logging.root.handlers[:] = handlers
-    logging.root.setLevel(level)
-
-
-def exit_code(monkeypatch: pytest.MonkeyPatch, script: str, *flags: str) -> int | str | None:
-    """What the script exits with, run as from a shell; 0 where it just ends."""
-    monkeypatch.setattr(sys, "argv", [script, *flags])
-    try:
-        command.run(pipeline.parser(script), pipeline.module(script).main)
-    except SystemExit as stop:
-        return stop.code
-    return 0
-
-
-def places(folder: Path) -> tuple[str, ...]:
-    return "--data", str(folder / "data"), "--graphics", str(folder / "graphics")
 
 
 def python(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
@@ -50,14 +26,6 @@ def python(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
-
-
-def reader(folder: Path) -> stages.Store:
-    return stages.Store(folder / "data", stages.EVALUATION, {})
-
-
-def array_bytes(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((folder / "data" / "arrays").iterdir())}
 
 
 def without_truth(source: Path, split: str) -> None:
