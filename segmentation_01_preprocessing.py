@@ -28,7 +28,6 @@ from melanoma.command import log
 from melanoma.errors import InputError
 from melanoma.reading import Cache
 
-import joblib
 import numpy as np
 
 SIZE = 256  # pixels: side of the arrays
@@ -51,9 +50,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--keep-duplicates", action="store_true", help="leave nothing out of train")
     flags.add_argument("--strict", action="store_true", help="stop at warnings too")
     places = flags.add_mutually_exclusive_group()
-    places.add_argument(
-        "--jobs", type=command.positive_int, default=joblib.cpu_count(), help="processes on this machine"
-    )
+    places.add_argument("--jobs", type=command.positive_int, help="processes on this machine; None: one per core")
     places.add_argument("--cluster", metavar="URL", help="Dask scheduler, tcp://host:port, whose workers do the work")
     return flags
 

@@ -148,7 +148,7 @@ def inspect(
         pairs.append(Duplicate(*rows[first], *rows[second], match.score))
     recurring = {record for record in found.get("train", []) if record.id in known and not keep}
     left_out = set(recurring)
-    for family in duplicates.families(matches, 0 if keep else len(rows)):
+    for family in [] if keep else duplicates.families(matches, len(rows)):
         in_train = [rows[place][0] for place in family if rows[place][1] == "train"]
         left_out.update(in_train if len(in_train) < len(family) else in_train[1:])
     counts = Counter(note for facts in cache.facts.values() for note in facts.notes)

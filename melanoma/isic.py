@@ -23,6 +23,7 @@ CLASSES = ("benign nevus", "melanoma", "seborrheic keratosis")
 NEVUS, MELANOMA, KERATOSIS = range(3)
 SPLITS = ("train", "val", "test")
 OFFICIAL_NAMES = {"train": "Training", "val": "Validation", "test": "Test_v2"}
+OFFICIAL_COUNTS = {"train": 2000, "val": 150, "test": 600}
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
 SUPERPIXELS = "_superpixels"

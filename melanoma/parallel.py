@@ -29,11 +29,11 @@ class Workers:
     The results do not depend on it: functions are pure, and results come in the order of the items.
     """
 
-    def __init__(self, jobs: int, cluster: str | None = None) -> None:
+    def __init__(self, jobs: int | None, cluster: str | None = None) -> None:
         """Chooses the place.
 
         Args:
-            jobs: processes on this machine; 1 is this very process.
+            jobs: processes on this machine; 1 is this very process, None one per core.
             cluster: address of a Dask scheduler, tcp://host:port, whose workers do the work instead; they must see the
                 photographs under the same paths and run the same code.
         """
@@ -84,8 +84,7 @@ class Workers:
         while rest := list(itertools.islice(source, block)):
             attempts = 0
             while rest:
-                # On a cluster the number of processes is its own.
-                parallel = joblib.Parallel(n_jobs=-1 if self.cluster else self.jobs, return_as="generator")
+                parallel = joblib.Parallel(n_jobs=self.jobs or -1, return_as="generator")  # -1: all that there are
                 done = 0
                 try:
                     for result in parallel(joblib.delayed(function)(item) for item in rest):

@@ -48,6 +48,7 @@ class Cache:
         self.path, self.size = data / NAME, size
         made_by = repr((Path(images.__file__).read_bytes(), version("pillow"), LAYOUT, size))
         self.version = int.from_bytes(hashlib.sha256(made_by.encode()).digest()[:4], "big") >> 1  # SQLite keeps 31 bits
+        self.connection = sqlite3.connect(":memory:")
         self.facts: dict[Record, Facts] = {}
         self.problems: dict[Record, str] = {}  # why a record cannot be used
 
@@ -61,7 +62,6 @@ class Cache:
         try:
             self._open()
         except sqlite3.Error as error:
-            self.connection.close()
             if error.sqlite_errorcode not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
                 raise self._plain(error) from None
             self.remove()

@@ -30,8 +30,7 @@ def parser(script: str) -> argparse.ArgumentParser:
 
 def run(script: str, folder: Path, *flags: str) -> None:
     """A script's work on `folder`/data and `folder`/graphics."""
-    places = ["--data", str(folder / "data"), "--graphics", str(folder / "graphics")]
-    module(script).main(parser(script).parse_args([*places, *flags]))
+    module(script).main(parser(script).parse_args([*places(folder), *flags]))
 
 
 def preprocess(source: Path, folder: Path, *flags: str) -> None:

@@ -1,0 +1,277 @@
+"""The cache of decoded pictures, a run that is killed, and work in several processes, here and on a cluster."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from melanoma import images, isic, parallel, stages
+from melanoma.errors import InputError
+from melanoma.reading import NAME, Cache
+
+import numpy as np
+import pipeline
+import pytest
+from PIL import Image
+from pipeline import array_bytes, places
+
+COUNT = 100  # photographs of the slow source; after 64 the cache is saved
+
+
+@pytest.fixture(scope="module")
+def slow_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photographs that take some 20 ms each to decode, so that a run can be hit in the middle; no masks, no sheet."""
+    folder = tmp_path_factory.mktemp("slow")
+    photographs = isic.image_folder(folder, "train")
+    photographs.mkdir()
+    labels = ["image_id,melanoma,seborrheic_keratosis"]
+    for number in range(COUNT):
+        name, noise = f"ISIC_{number:07d}", np.random.default_rng(number).integers(0, 256, (600, 800, 3), np.uint8)
+        labels.append(f"{name},{float(number % 5 == 1)},{float(number % 5 == 2)}")
+        Image.fromarray(noise).save(photographs / f"{name}.png", compress_level=1)
+    isic.label_file(folder, "train").write_text("\n".join(labels) + "\n")
+    return folder
+
+
+def command(source: Path, folder: Path, *flags: str) -> list[str]:
+    script = str(pipeline.ROOT / stages.PREPROCESSING)
+    shared = ("--source", str(source), "--size", "128", "--copies", "4")
+    return [sys.executable, "-u", script, *places(folder), *shared, *flags]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(slow_source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The arrays of a run in one process that nothing happens to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    subprocess.run(command(slow_source, folder, "--jobs", "1"), check=True, capture_output=True)
+    return array_bytes(folder)
+
+
+def run_until(line: str, act: Callable[[subprocess.Popen[bytes]], None], log: Path, *words: str) -> tuple[int, str]:
+    """Starts a command, acts once it has printed a line, and gives its exit code and output."""
+    with log.open("wb") as stream:  # no pipe: orphaned workers would keep it open
+        process = subprocess.Popen(words, stdout=stream, stderr=subprocess.STDOUT)
+    while line not in (out := log.read_text()):
+        assert process.poll() is None, out
+        time.sleep(0.01)
+    act(process)
+    return process.wait(timeout=60), log.read_text()
+
+
+@pytest.mark.parametrize(("line", "kept"), [(f"reading 70/{COUNT}", 64), ("train 110/", COUNT)])
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_killed_run_goes_on_where_it_was(
+    line: str, kept: int, jobs: str, slow_source: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    words = command(slow_source, tmp_path, "--jobs", jobs)
+    code, _ = run_until(line, subprocess.Popen.kill, tmp_path / "log", *words)
+    assert code == -signal.SIGKILL
+    assert not list((tmp_path / "data").glob("arrays/*.npy"))
+    again = subprocess.run(words, check=True, capture_output=True, text=True)
+    (before,) = [int(out.split()[0]) for out in again.stdout.splitlines() if out.endswith("were read before")]
+    assert kept <= before <= COUNT
+    assert array_bytes(tmp_path) == undisturbed
+    assert not list((tmp_path / "data").glob("cache*"))
+
+
+def test_two_processes_write_what_one_writes(slow_source: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    subprocess.run(command(slow_source, tmp_path, "--jobs", "2"), check=True, capture_output=True)
+    assert array_bytes(tmp_path) == undisturbed
+
+
+def kill_a_child(process: subprocess.Popen[bytes]) -> None:
+    """Kills one worker process of a run."""
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    workers = [int(child) for child in children if b"popen_loky" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    os.kill(workers[0], signal.SIGKILL)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the workers in /proc")
+@pytest.mark.parametrize("line", [f"reading 60/{COUNT}", "train 110/"])
+def test_killed_worker_is_replaced(line: str, slow_source: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    code, out = run_until(line, kill_a_child, tmp_path / "log", *command(slow_source, tmp_path, "--jobs", "2"))
+    assert code == 0, out
+    assert "a worker process died; its work is done again" in out
+    assert array_bytes(tmp_path) == undisturbed
+
+
+def die(_: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_workers_that_die_again_and_again_end_the_run() -> None:
+    with parallel.Workers(2) as workers, pytest.raises(InputError, match="died 3 times over 0 or one of the next"):
+        list(workers.map(die, range(4)))
+
+
+def double(number: int) -> int:
+    return 2 * number
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_results_come_in_order_and_the_items_in_blocks(jobs: int) -> None:
+    asked = []
+
+    def items() -> Iterator[int]:
+        for number in range(25):
+            asked.append(number)
+            yield number
+
+    with parallel.Workers(jobs) as workers:
+        results = workers.map(double, items(), block=10)
+        assert next(results) == 0 and len(asked) == 10
+        assert list(results) == [2 * number for number in range(1, 25)]
+
+
+# ------------------------------------------------------------------------------------------------------------ cluster
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def cluster(workers: int) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+    """A Dask scheduler and its workers on loopback: their address, and the workers' processes."""
+    pytest.importorskip("distributed")
+    address = f"tcp://127.0.0.1:{free_port()}"
+    dask = (sys.executable, "-m", "dask")
+    host, port = address.removeprefix("tcp://").split(":")
+    scheduler = (*dask, "scheduler", "--host", host, "--port", port, "--no-dashboard")
+    worker = (*dask, "worker", address, "--no-nanny", "--nthreads", "1", "--no-dashboard")
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for words in (scheduler, *[worker] * workers):
+            process = subprocess.Popen(words, cwd=pipeline.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            processes.append(process)
+        yield address, processes[1:]
+
+
+def test_cluster_that_loses_a_worker_writes_what_one_process_writes(
+    slow_source: Path, undisturbed: dict[str, bytes], tmp_path: Path
+) -> None:
+    import distributed
+
+    with cluster(2) as (address, workers):
+        with distributed.Client(address, timeout=60) as client:
+            client.wait_for_workers(2, timeout=60)
+        words = command(slow_source, tmp_path, "--cluster", address)
+        code, out = run_until(f"reading 50/{COUNT}", lambda _: workers[0].kill(), tmp_path / "log", *words)
+        assert code == 0, out
+        assert workers[0].wait() == -signal.SIGKILL and workers[1].poll() is None
+    assert array_bytes(tmp_path) == undisturbed
+
+
+def test_cluster_that_does_not_answer_is_told(
+    slow_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("distributed")
+    monkeypatch.setattr(parallel, "PATIENCE", 1)
+    with pytest.raises(InputError, match=r"--cluster tcp://127\.0\.0\.1:\d+: no scheduler with workers answers"):
+        pipeline.run(
+            stages.PREPROCESSING,
+            tmp_path,
+            "--source",
+            str(slow_source),
+            "--cluster",
+            f"tcp://127.0.0.1:{free_port()}",
+        )
+
+
+def test_cluster_without_dask_names_the_requirements(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(InputError, match=r"pip install -r requirements-cluster\.txt"), parallel.Workers(1, "tcp://x:1"):
+        pass
+
+
+def test_jobs_and_cluster_exclude_each_other(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        pipeline.parser(stages.PREPROCESSING).parse_args(["--jobs", "2", "--cluster", "tcp://x:1"])
+    assert "not allowed with" in capsys.readouterr().err
+
+
+# -------------------------------------------------------------------------------------------------------------- cache
+
+
+@pytest.fixture
+def records(own_source: Path) -> list[isic.Record]:
+    return isic.read_split(own_source, "val")
+
+
+def decoded(data: Path, records: list[isic.Record], monkeypatch: pytest.MonkeyPatch, size: int = 32) -> int:
+    """How many pictures a run decodes; every one in the cache is then as from a direct decoding."""
+    count, read = 0, images.read
+
+    def counting(task: tuple[Path, Path | None, int]) -> images.Pair | str:
+        nonlocal count
+        count += 1
+        return read(task)
+
+    with monkeypatch.context() as patch, Cache(data, size) as cache, parallel.Workers(1) as workers:
+        patch.setattr(images, "read", counting)
+        cache.read(records, workers)
+        for record in records:
+            pair = images.read_pair(record.image, record.mask, size)
+            image, mask = cache.pixels(record)
+            assert np.array_equal(image, pair.image)
+            if pair.mask is None or mask is None:
+                assert pair.mask is mask
+            else:
+                assert np.array_equal(mask, pair.mask)
+            assert np.array_equal(cache.thumbnail(record), pair.thumbnail)
+            assert cache.facts[record].size == pair.size and cache.facts[record].notes == pair.notes
+    return count
+
+
+def test_picture_is_decoded_again_only_when_its_file_changed(
+    records: list[isic.Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert decoded(tmp_path, records, monkeypatch) == len(records)
+    assert decoded(tmp_path, records, monkeypatch) == 0
+    shutil.copyfile(records[1].image, records[0].image)
+    assert decoded(tmp_path, records, monkeypatch) == 1
+    without_mask = isic.Record(records[2].id, records[2].image, None, None)
+    assert decoded(tmp_path, [without_mask], monkeypatch) == 1
+
+
+def test_cache_of_another_size_or_decoder_is_not_used(
+    records: list[isic.Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded(tmp_path, records, monkeypatch)
+    assert decoded(tmp_path, records, monkeypatch, size=16) == len(records)
+    monkeypatch.setattr("melanoma.reading.version", lambda _: "0.0")
+    assert decoded(tmp_path, records, monkeypatch, size=16) == len(records)
+
+
+@pytest.mark.parametrize("damage", [b"no database at all" * 100, b""])
+def test_damaged_cache_is_begun_anew(
+    damage: bytes, records: list[isic.Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded(tmp_path, records, monkeypatch)
+    (tmp_path / NAME).write_bytes(damage)
+    assert decoded(tmp_path, records, monkeypatch) == len(records)
+
+
+def test_second_run_in_a_folder_refuses(records: list[isic.Record], tmp_path: Path) -> None:
+    with (
+        Cache(tmp_path, 32),
+        pytest.raises(InputError, match="another run is at work in this folder"),
+        Cache(tmp_path, 32),
+    ):
+        pass
+
+
+def test_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / NAME).mkdir()
+    with pytest.raises(InputError, match=NAME), Cache(tmp_path, 32):
+        pass
