@@ -41,10 +41,12 @@ lint: $(ENVIRONMENT)/requirements-dev.installed  ## style and types
 figures: $(ENVIRONMENT)/requirements.installed  ## README's drawings of the two networks
 	$(RUN) -m melanoma.schematics
 
-lock: $(ENVIRONMENT)/requirements-dev.installed  ## newest versions into the three locks
+lock: $(ENVIRONMENT)/requirements-dev.installed  ## newest versions into the locks
 	$(LOCK) requirements.in -o requirements.txt
 	$(LOCK) requirements-gpu.in -c requirements.txt -o requirements-gpu.txt
-	$(LOCK) requirements-dev.in -c requirements.txt -o requirements-dev.txt
+	$(LOCK) requirements-cluster.in -c requirements.txt -o requirements-cluster.txt
+	$(LOCK) requirements-dev.in -c requirements-cluster.txt -o requirements-dev.txt
+	$(LOCK) benchmarks/requirements.in -c requirements.txt -o benchmarks/requirements.txt
 
 clean:  ## takes environment and demo away
 	rm -rf $(ENVIRONMENT) $(DEMO)

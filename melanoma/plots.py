@@ -48,6 +48,7 @@ def sheet(path: Path, rows: Sequence[Sequence[Tile]], title: str) -> None:
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
+        axis.set(xticks=[], yticks=[])  # or the layout would lay them out all the same
     for line, row in zip(axes, rows, strict=True):
         for axis, tile in zip(line, row, strict=False):
             axis.imshow(tile.image, cmap="gray", vmin=0, vmax=1 if tile.image.shape[-1] == 1 else 255)

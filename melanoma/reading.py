@@ -72,6 +72,7 @@ class Cache:
         # The pictures to send to workers may be asked for by another thread, one at a time.
         self.connection = sqlite3.connect(self.path, timeout=0, isolation_level=None)
         self.connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+        self.connection.execute("PRAGMA page_size = 65536")  # bytes: a row has 300,000
         self.connection.execute("BEGIN EXCLUSIVE")
         if self.connection.execute("PRAGMA user_version").fetchone() != (self.version,):
             self.connection.execute("DROP TABLE IF EXISTS pairs")

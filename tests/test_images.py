@@ -74,6 +74,68 @@ def test_other_colour_modes_become_rgb(tmp_path: Path, mode: str) -> None:
     assert abs(array.astype(int) - 153).max() <= 8
 
 
+def test_sixteen_bits_are_scaled_and_do_not_wrap(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 256).round().astype(np.uint16)
+    Image.fromarray(np.tile(ramp, (256, 1))).save(tmp_path / "a.png")
+    pair = images.read_pair(tmp_path / "a.png", None, 256)
+    assert "16 bits scaled to 8" in pair.notes
+    assert abs(pair.image[7, :, 1].astype(int) - np.arange(256)).max() <= 1
+
+
+def test_sixteen_bit_mask_is_scaled_too(tmp_path: Path) -> None:
+    photograph, mask = write_pair(tmp_path, np.zeros((60, 80), np.uint8))
+    lesion = np.zeros((60, 80), np.uint16)
+    lesion[:30] = 65535
+    Image.fromarray(lesion).save(mask)
+    assert mask_of(photograph, mask, 32)[:, 5, 0].tolist() == [1] * 16 + [0] * 16
+
+
+def test_transparent_palette_picture_loses_its_transparency_alone(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (40, 40), (153, 20, 90)).convert("P", palette=Image.Palette.ADAPTIVE)
+    picture.save(tmp_path / "a.png", transparency=0)
+    assert abs(image_of(tmp_path / "a.png", 32).astype(int) - (153, 20, 90)).max() <= 8
+
+
+def test_file_of_another_kind_is_not_opened(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 40)).save(tmp_path / "ISIC_7.jpg", format="TIFF")
+    with pytest.raises(InputError, match=r"ISIC_7\.jpg: not a readable picture"):
+        image_of(tmp_path / "ISIC_7.jpg", 32)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_spoilt_files_are_input_errors_or_pictures_and_nothing_else(tmp_path: Path, kind: str) -> None:
+    rng = np.random.default_rng(0)
+    path = tmp_path / "ISIC_7.jpg"
+    Image.fromarray(noise()).save(path, format=kind)
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    refused = 0
+    for trial in range(400):
+        spoilt = whole.copy()
+        head = rng.integers(0, 2)
+        places = rng.integers(0, 400 if head else len(whole), rng.integers(1, 6))
+        spoilt[places] = rng.integers(0, 256, len(places))
+        path.write_bytes(spoilt[: rng.integers(1, len(whole)) if trial % 4 == 0 else len(whole)].tobytes())
+        found = images.read((path, path, 32))
+        refused += isinstance(found, str)
+        assert isinstance(found, str) or found.image.shape == (32, 32, 3)
+    assert refused > 100
+
+
+def test_large_mask_agrees_with_one_looked_at_in_full(tmp_path: Path) -> None:
+    rows, columns = np.mgrid[:900, :1200]
+    lesion = ((rows - 400) ** 2 / 200**2 + (columns - 700) ** 2 / 350**2 < 1).astype(np.uint8) * 255
+    photograph, mask = write_pair(tmp_path, lesion)
+    with Image.open(mask) as outline:
+        full = np.asarray(outline.resize((64, 64), Image.Resampling.BILINEAR)) > 127
+    assert (mask_of(photograph, mask, 64)[..., 0] != full).mean() < 0.005
+
+
+def test_mask_of_one_colour_is_a_mask(tmp_path: Path) -> None:
+    for value, expected in ((0, 0), (255, 1)):
+        photograph, mask = write_pair(tmp_path, np.full((60, 80), value, np.uint8))
+        assert (mask_of(photograph, mask, 32) == expected).all()
+
+
 def test_mask_stays_binary_when_resized(tmp_path: Path) -> None:
     lesion = np.zeros((61, 83), np.uint8)
     lesion[20:41, 30:60] = 255

@@ -2,16 +2,27 @@
 
 from pathlib import Path
 
-from melanoma import classifier, images, isic, stages
+from melanoma import classifier, duplicates, images, isic, stages
+from melanoma.parallel import Workers
+from melanoma.reading import Cache
 
 import numpy as np
 import pipeline
 import pytest
+from PIL import Image
 
 SHARED = pipeline.ROOT.parent / "shared"
 PHOTOGRAPHS = SHARED / "isic2017"
 WEIGHTS = SHARED / "weights" / "mobilenet_v2_imagenet_notop.weights.h5"
 
+SAME_PICTURES = {  # to the eye; the first four pairs are of train and validation
+    *("0012970/0012127", "0000157/0014946", "0000171/0015124", "0000215/0015313"),
+    *("0000164/0014795", "0000165/0014788", "0000204/0014748", "0000205/0014742", "0000206/0014739", "0000222/0014846"),
+    *("0000224/0014791", "0000225/0014778", "0000229/0014771", "0012290/0013594", "0012672/0012673", "0012756/0013184"),
+}
+FULL_SIZE = SHARED / "isic2017_fullres"
+
+needs_full_size = pytest.mark.skipif(not FULL_SIZE.is_dir(), reason=f"{FULL_SIZE} is absent")
 needs_photographs = pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason=f"{PHOTOGRAPHS} is absent")
 needs_weights = pytest.mark.skipif(not WEIGHTS.is_file(), reason=f"{WEIGHTS} is absent")
 
@@ -51,3 +62,29 @@ def test_imagenet_weights_give_features_that_tell_photographs_apart() -> None:
     assert features.shape == (2, 1280) and np.isfinite(features).all()
     assert features.min() >= 0 and 0.1 < features.mean() < 3  # ReLU6, and alive
     assert abs(features[0] - features[1]).mean() > 0.05
+
+
+@needs_full_size
+@pytest.mark.parametrize("size", [256, 384])
+def test_fast_decoding_stays_near_full_decoding(size: int) -> None:
+    records = isic.read_split(FULL_SIZE, "val")
+    assert len(records) == 11
+    for record in records:
+        assert record.mask
+        pair = images.read_pair(record.image, record.mask, size)
+        with Image.open(record.image) as picture, Image.open(record.mask) as outline:
+            full = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR)).astype(int)
+            area = (np.asarray(outline.resize((size, size), Image.Resampling.BILINEAR)) > 127).mean()
+        assert abs(full - pair.image).mean() <= 2
+        assert pair.mask is not None and pair.mask.mean() == pytest.approx(area, rel=0.005)
+
+
+@needs_photographs
+def test_duplicates_of_the_challenge_are_found(tmp_path: Path) -> None:
+    splits = isic.read_source(PHOTOGRAPHS)
+    records = splits["train"] + splits["val"]
+    with Workers(None) as workers, Cache(tmp_path, 64) as cache:
+        cache.read(records, workers)
+        found = duplicates.find(lambda place: cache.thumbnail(records[place]), len(records), workers)
+    pairs = {frozenset(records[place].id for place in (match.first, match.second)) for match in found}
+    assert pairs == {frozenset(f"ISIC_{number}" for number in pair.split("/")) for pair in SAME_PICTURES}
