@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from melanoma import png
 from melanoma.errors import InputError
 
 import numpy as np
@@ -155,7 +154,7 @@ def read_pair(image: Path, mask: Path | None, size: int) -> Pair:
             pixels = decode(photograph, "RGB", max(size, THUMBNAIL))
         if mask and outline:
             with told(mask):
-                drawn = png.read_grey(mask, outline.size) or decode(outline, "L", size)
+                drawn = decode(outline, "L", size)
             lesion, more = cut_mask(drawn, mask, size)
             found += more
         across, down = (max(1, side // max(size, THUMBNAIL)) for side in pixels.size)
