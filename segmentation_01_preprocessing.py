@@ -14,7 +14,7 @@ Writes  data/arrays/{train,val,test}_ids.npy      str (N,)
 
 Run     python segmentation_01_preprocessing.py
 Try     python segmentation_01_preprocessing.py --limit 30
-Expect  README, "Results"
+Expect  README, "Data"
 """
 
 import argparse

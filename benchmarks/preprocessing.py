@@ -227,7 +227,7 @@ def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=command.HelpFormatter, allow_abbrev=False)
     flags.add_argument("--source", type=Path, required=True, help="folder with the official validation split")
     flags.add_argument("--images", type=command.positive_int, default=660, help="photographs, the source's repeated")
-    flags.add_argument("--many", type=command.positive_int, default=3000, help="photographs of the memory test, and a tenth")
+    flags.add_argument("--many", type=command.positive_int, default=3000, help="memory is compared here and at a tenth")
     flags.add_argument("--rounds", type=command.positive_int, default=3, help="times that each way is measured")
     flags.add_argument("--way", help=argparse.SUPPRESS)
     arguments = flags.parse_args()

@@ -141,7 +141,6 @@ def free_port() -> int:
 @contextlib.contextmanager
 def cluster(workers: int) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
     """A Dask scheduler and its workers on loopback: their address, and the workers' processes."""
-    pytest.importorskip("distributed")
     address = f"tcp://127.0.0.1:{free_port()}"
     dask = (sys.executable, "-m", "dask")
     host, port = address.removeprefix("tcp://").split(":")
@@ -175,7 +174,6 @@ def test_cluster_that_loses_a_worker_writes_what_one_process_writes(
 def test_cluster_that_does_not_answer_is_told(
     slow_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pytest.importorskip("distributed")
     monkeypatch.setattr(parallel, "PATIENCE", 1)
     with pytest.raises(InputError, match=r"--cluster tcp://127\.0\.0\.1:\d+: no scheduler with workers answers"):
         pipeline.run(
