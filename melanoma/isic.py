@@ -93,7 +93,7 @@ def read_labels(path: Path) -> dict[str, int]:
             the line.
     """
     try:
-        table = pd.read_csv(path, dtype=str, encoding="utf-8-sig", skip_blank_lines=False).dropna(how="all")
+        table = pd.read_csv(path, dtype=str, skip_blank_lines=False).dropna(how="all")
     except ValueError as error:  # pandas' parser errors and bad encodings are ValueErrors
         raise InputError(f"{path}: no readable CSV ({error})") from None
     missing = {"image_id", "melanoma", "seborrheic_keratosis"} - set(table.columns)

@@ -90,10 +90,12 @@ def test_sixteen_bit_mask_is_scaled_too(tmp_path: Path) -> None:
     assert mask_of(photograph, mask, 32)[:, 5, 0].tolist() == [1] * 16 + [0] * 16
 
 
-def test_transparent_palette_picture_loses_its_transparency_alone(tmp_path: Path) -> None:
-    picture = Image.new("RGB", (40, 40), (153, 20, 90)).convert("P", palette=Image.Palette.ADAPTIVE)
-    picture.save(tmp_path / "a.png", transparency=0)
-    assert abs(image_of(tmp_path / "a.png", 32).astype(int) - (153, 20, 90)).max() <= 8
+@pytest.mark.parametrize("transparency", [0, bytes([0, 128, 255])])
+def test_transparent_palette_picture_loses_its_transparency_alone(transparency: int | bytes, tmp_path: Path) -> None:
+    colours = np.array([[153, 20, 90], [20, 90, 153], [90, 153, 20]], np.uint8).repeat(12, axis=0)
+    picture = Image.fromarray(colours[:, None].repeat(36, axis=1)).convert("P", palette=Image.Palette.ADAPTIVE)
+    picture.save(tmp_path / "a.png", transparency=transparency)
+    assert abs(image_of(tmp_path / "a.png", 36)[::12, 0].astype(int) - colours[::12]).max() <= 8
 
 
 def test_file_of_another_kind_is_not_opened(tmp_path: Path) -> None:
