@@ -94,6 +94,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         start = 0
         if wanted and server.ranges and self.headers["If-Range"] == f'"{server.version}"':
             start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])  # type: ignore[index]
+        if start and way == "elsewhere":
+            start += 1
         if start >= len(content):
             self.send_response(416)
             self.send_header("Content-Range", f"bytes */{len(content)}")
@@ -202,6 +204,13 @@ def test_archives_are_kept_where_asked(server: Server, tmp_path: Path) -> None:
     run(server, tmp_path, "--only", "val", "images")
     check_photographs(tmp_path)
     assert ranges(server) == []
+
+
+def test_other_range_than_asked_for_is_not_taken(server: Server, tmp_path: Path) -> None:
+    server.spoil[ARCHIVE] = ["break", "elsewhere"]
+    only_photographs(server, tmp_path)
+    check_photographs(tmp_path)
+    assert ranges(server) == [None, f"bytes={len(server.files[ARCHIVE]) // 2}-", None]
 
 
 def test_broken_download_goes_on_where_it_was(server: Server, tmp_path: Path) -> None:

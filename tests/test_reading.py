@@ -64,7 +64,7 @@ def run_until(line: str, act: Callable[[subprocess.Popen[bytes]], None], log: Pa
     return process.wait(timeout=60), log.read_text()
 
 
-@pytest.mark.parametrize(("line", "kept"), [(f"reading 70/{COUNT}", 64), ("train 110/", COUNT)])
+@pytest.mark.parametrize(("line", "kept"), [(f"reading 70/{COUNT}", 64), ("train 22/", COUNT)])
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_killed_run_goes_on_where_it_was(
     line: str, kept: int, jobs: str, slow_source: Path, undisturbed: dict[str, bytes], tmp_path: Path
@@ -93,12 +93,29 @@ def kill_a_child(process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the workers in /proc")
-@pytest.mark.parametrize("line", [f"reading 60/{COUNT}", "train 110/"])
-def test_killed_worker_is_replaced(line: str, slow_source: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+def test_killed_worker_is_replaced(slow_source: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    line = f"reading 20/{COUNT}"
     code, out = run_until(line, kill_a_child, tmp_path / "log", *command(slow_source, tmp_path, "--jobs", "2"))
     assert code == 0, out
     assert "a worker process died; its work is done again" in out
     assert array_bytes(tmp_path) == undisturbed
+
+
+def double_after_a_death(task: tuple[int, Path]) -> int:
+    number, marker = task
+    if number == 17 and not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return double(number)
+
+
+def test_work_of_a_worker_that_dies_is_done_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with parallel.Workers(2) as workers:
+        results = list(
+            workers.map(double_after_a_death, ((number, tmp_path / "died") for number in range(30)), block=10)
+        )
+    assert results == [double(number) for number in range(30)]
+    assert "a worker process died; its work is done again" in caplog.messages
 
 
 def die(_: int) -> None:
