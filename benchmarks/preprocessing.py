@@ -78,7 +78,8 @@ def stage_of_2018(pairs: Pairs, copies: bool) -> None:
     import cv2
 
     cv2.setNumThreads(1)
-    images, masks = [], []
+    images: list[np.ndarray] = []
+    masks: list[np.ndarray] = []
     for image, mask in pairs:
         for path, flag, kept in ((image, cv2.IMREAD_COLOR, images), (mask, cv2.IMREAD_GRAYSCALE, masks)):
             picture = cv2.imread(str(path), flag)
