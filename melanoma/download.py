@@ -4,11 +4,16 @@ At any moment an archive is NAME.part (growing), NAME (whole) or gone, and a fol
 ends a run, the same command finishes the work.
 """
 
+import contextlib
+import errno
+import fcntl
 import hashlib
 import http.client
+import lzma
 import os
 import shutil
 import stat
+import struct
 import sys
 import time
 import urllib.error
@@ -17,7 +22,7 @@ import urllib.request
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -47,7 +52,13 @@ ATTEMPTS = 5  # in a row without a new byte
 PAUSE = 2.0  # seconds before the second attempt; doubles with each
 PASSING = {408, 425, 429, 500, 502, 503, 504}  # HTTP answers after which another attempt makes sense
 BLOCK = 1 << 20  # bytes read at a time, at most
+
 EXPANSION = 20  # times an archive's size that its content may have: photographs hardly shrink
+
+# What zipfile raises on damaged archives, and the OSErrors among it: bad bzip2 data, a place before the start, one name
+# twice.
+DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, IndexError, RuntimeError, ValueError)
+NOT_THE_DISK = {None, errno.EINVAL, errno.EEXIST}
 
 
 @dataclass(frozen=True)
@@ -67,6 +78,11 @@ class Part:
     def growing(self) -> Path:
         """Its beginning, while it comes."""
         return self.file.with_name(self.file.name + ".part")
+
+    @property
+    def unpacking(self) -> Path:
+        """Its folder, while it is filled."""
+        return self.target.with_name(f".{self.target.name}.tmp")
 
     @property
     def tag(self) -> Path:
@@ -123,7 +139,7 @@ def patiently(url: str, attempt: Callable[[], int], done: Callable[[], int]) -> 
             return attempt()
         except BrokenOff as error:
             failures = 1 if done() > before else failures + 1
-            before = done()
+            before = max(before, done())
             if failures == ATTEMPTS:
                 raise InputError(f"{url}: {error}; {ATTEMPTS} attempts. What came is kept: run again later") from None
             log.info("%s: %s; trying again", url.rpartition("/")[2], error)
@@ -159,14 +175,17 @@ def transfer(url: str, part: Part) -> int:
     with response:
         if response.headers.get_content_type() == "text/html":
             raise InputError(f"{url}: a web page comes in place of the file; is --url right?")
+        version = response.headers.get("ETag") or response.headers.get("Last-Modified")
         if response.status != http.HTTPStatus.PARTIAL_CONTENT:
             start = 0
+        elif version != headers.get("If-Range"):
+            part.tag.unlink()
+            raise BrokenOff("the file is another one now")
         elif not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             part.tag.unlink()
             raise BrokenOff(f"asked for bytes from {start}, got {response.headers.get('Content-Range')}")
         announced = response.headers.get("Content-Length")
         total = start + int(announced) if announced else None
-        version = response.headers.get("ETag") or response.headers.get("Last-Modified")
         part.tag.unlink(missing_ok=True)
         if start == 0:
             part.growing.unlink(missing_ok=True)
@@ -243,11 +262,9 @@ def unpack(part: Part) -> None:
     """Unpacks the photographs or masks of an archive into their folder, which appears only when it is complete.
 
     Raises:
-        InputError: the archive is damaged (it is deleted then), or could harm.
+        InputError: the archive is damaged (it is deleted then), could harm, or holds none of them.
     """
-    temporary = part.target.with_name(f".{part.target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    part.unpacking.mkdir()
     left_out: Counter[str] = Counter()
     try:
         with zipfile.ZipFile(part.file) as archive:
@@ -260,16 +277,20 @@ def unpack(part: Part) -> None:
                 elif name.startswith(".") or not name.endswith(ENDINGS[part.kind]):
                     left_out["other files"] += 1
                 else:
-                    with archive.open(member) as source, (temporary / name).open("xb") as stream:
+                    with archive.open(member) as source, (part.unpacking / name).open("xb") as stream:
                         shutil.copyfileobj(source, stream)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, FileExistsError) as error:
+        if not any(part.unpacking.iterdir()):
+            raise InputError(f"{part.file}: no {part.kind} in it; delete it, and fetch it from another place")
+    except (*DAMAGED, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in NOT_THE_DISK:
+            raise
         part.file.unlink()
         raise InputError(f"{part.file}: damaged, and deleted ({error}); run again to fetch it anew") from None
     finally:
         if sys.exc_info()[0]:
-            shutil.rmtree(temporary, ignore_errors=True)
+            shutil.rmtree(part.unpacking, ignore_errors=True)
     os.sync()
-    temporary.rename(part.target)
+    part.unpacking.rename(part.target)
     for what, count in left_out.items():
         log.info("%s: %d %s left out", part.file.name, count, what)
 
@@ -288,9 +309,60 @@ def check_space(out: Path, sizes: dict[Part, int], keep: bool) -> None:
         raise InputError(
             f"{out}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free; another --out, or less: --only"
         )
-    log.info(
-        "%.1f GB to fetch; %.1f GB of disk needed, %.1f GB free", sum(sizes.values()) / 1e9, needed / 1e9, free / 1e9
-    )
+    fetched = sum(sizes.values()) - have
+    log.info("%.1f GB to fetch; %.1f GB of disk needed, %.1f GB free", fetched / 1e9, needed / 1e9, free / 1e9)
+
+
+def check_url(url: str) -> None:
+    """Refuses what no request can be sent to.
+
+    Raises:
+        InputError: says why.
+    """
+    try:
+        parsed = urllib.parse.urlsplit(url)
+        url.encode("ascii")
+        usable = parsed.scheme in ("http", "https") and parsed.hostname and parsed.port != 0
+    except ValueError as error:
+        raise InputError(f"--url {url}: {error}") from None
+    if not usable:
+        raise InputError(f"--url {url}: not of the form http://host/folder or https://host/folder")
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keeps a second download out of a folder.
+
+    Raises:
+        InputError: one is at work there.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"{folder}: another download is at work in this folder") from None
+        yield
+    finally:
+        os.close(handle)
+
+
+def obtain(url: str, part: Part) -> None:
+    """Fetches one archive or CSV, over as many requests as it takes, and checks it.
+
+    Raises:
+        InputError: it cannot be had, or is not what it should be.
+    """
+
+    def received() -> int:
+        return part.growing.stat().st_size if part.growing.exists() else 0
+
+    patiently(url, lambda: transfer(url, part), received)
+    part.tag.unlink(missing_ok=True)
+    if part.kind == "labels":
+        check_labels(part.growing)
+    part.growing.replace(part.file)
+    check_md5(part.file)
 
 
 def report(part: Part) -> None:
@@ -318,30 +390,24 @@ def fetch(out: Path, url: str, only: Sequence[str], keep: bool) -> None:
     Raises:
         InputError: not enough space, no answer, a file that is not what it should be; says what to do.
     """
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise InputError(f"--url {url}: neither http nor https")
+    check_url(url)
     out.mkdir(parents=True, exist_ok=True)
     wanted = parts(out, only)
-    missing = [part for part in wanted if not part.target.exists()]
-    places = {part: f"{url.rstrip('/')}/{part.file.name}" for part in missing}
-    if missing:
-        check_space(out, {part: length(places[part]) for part in missing}, keep)
-    for part in missing:
-        if not part.file.exists():
-            patiently(
-                places[part],
-                lambda part=part: transfer(places[part], part),  # type: ignore[misc]
-                lambda part=part: part.growing.stat().st_size if part.growing.exists() else 0,  # type: ignore[misc]
-            )
-            part.tag.unlink(missing_ok=True)
-            if part.kind == "labels":
-                check_labels(part.growing)
-            part.growing.replace(part.file)
-            check_md5(part.file)
-        if part.kind != "labels":
-            unpack(part)
-            if not keep:
-                part.file.unlink()
-    for part in wanted:
-        report(part)
+    with alone(out):
+        missing = [part for part in wanted if not part.target.exists()]
+        places = {part: f"{url.rstrip('/')}/{part.file.name}" for part in missing}
+        for part in missing:
+            shutil.rmtree(part.unpacking, ignore_errors=True)
+        if missing:
+            there = {part: part.file.stat().st_size for part in missing if part.file.exists()}
+            check_space(out, {part: there.get(part) or length(places[part]) for part in missing}, keep)
+        for part in missing:
+            if not part.file.exists():
+                obtain(places[part], part)
+            if part.kind != "labels":
+                unpack(part)
+                if not keep:
+                    part.file.unlink()
+        for part in wanted:
+            report(part)
     log.info("next: python segmentation_01_preprocessing.py --source %s --check", out)

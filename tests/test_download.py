@@ -59,6 +59,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.spoil: dict[str, list[str]] = defaultdict(list)
         self.version = "1"
         self.ranges = True
+        self.if_range = True  # whether that header is obeyed
         self.requests: list[tuple[str, str, str | None]] = []  # method, file, range
         self.sent = 0
         self.pause = 0.0  # seconds between blocks
@@ -92,7 +93,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_error(int(way or 404))
             return
         start = 0
-        if wanted and server.ranges and self.headers["If-Range"] == f'"{server.version}"':
+        same = not server.if_range or self.headers["If-Range"] == f'"{server.version}"'
+        if wanted and server.ranges and same:
             start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])  # type: ignore[index]
         if start and way == "elsewhere":
             start += 1
@@ -110,8 +112,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(announced))
         self.send_header("ETag", f'"{server.version}"')
         self.end_headers()
-        if way == "break":
-            rest = rest[: len(rest) // 2]
+        if way.startswith("break"):
+            rest = rest[: len(rest) // {"break": 2, "break early": 4}[way]]
         for place in range(0, len(rest) if body else 0, 1 << 15):
             self.wfile.write(rest[place : place + (1 << 15)])
             server.sent += len(rest[place : place + (1 << 15)])
@@ -203,7 +205,7 @@ def test_archives_are_kept_where_asked(server: Server, tmp_path: Path) -> None:
     server.requests.clear()
     run(server, tmp_path, "--only", "val", "images")
     check_photographs(tmp_path)
-    assert ranges(server) == []
+    assert server.requests == []
 
 
 def test_other_range_than_asked_for_is_not_taken(server: Server, tmp_path: Path) -> None:
@@ -255,6 +257,24 @@ def test_file_that_changed_between_is_fetched_anew(server: Server, tmp_path: Pat
     only_photographs(server, tmp_path)
     check_photographs(tmp_path)
     assert len(ranges(server)[-1] or "") > 0
+
+
+def test_file_that_changed_is_noticed_where_the_server_does_not_say_so(server: Server, tmp_path: Path) -> None:
+    server.spoil[LABELS], server.if_range = ["break", "404"], False
+    server.files[LABELS] = b"image_id,melanoma,seborrheic_keratosis\n" + b"ISIC_0000000,0.0,0.0\n"
+    with pytest.raises(InputError, match="404"):
+        run(server, tmp_path, "--only", "val", "labels")
+    server.version = "2"
+    server.files[LABELS] = b"image_id,seborrheic_keratosis,melanoma\n" + b"ISIC_0000000,0.0,1.0\n"
+    run(server, tmp_path, "--only", "val", "labels")
+    assert (tmp_path / LABELS).read_bytes() == server.files[LABELS]
+
+
+def test_breaks_of_a_server_without_ranges_end_the_run(server: Server, tmp_path: Path) -> None:
+    server.spoil[ARCHIVE], server.ranges = ["break", "break early"] * 10, False
+    with pytest.raises(InputError, match="5 attempts"):
+        only_photographs(server, tmp_path)
+    assert len(ranges(server)) == download.ATTEMPTS
 
 
 def test_file_that_shrank_between_is_fetched_anew(server: Server, tmp_path: Path) -> None:
@@ -315,10 +335,30 @@ def test_no_server_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         download.fetch(tmp_path, "http://127.0.0.1:9/", ["val", "labels"], keep=False)
 
 
-@pytest.mark.parametrize("url", ["file:///etc", "ftp://x/", "/tmp"])
-def test_other_schemes_are_refused(url: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="neither http nor https"):
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc",
+        "ftp://x/",
+        "/tmp",
+        "http:///2017/",
+        "http://[x/",
+        "http://x/ü/",
+        "http://x:abc/",
+        "http://x:99999/",
+    ],
+)
+def test_what_is_no_address_is_refused(url: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=f"--url {re.escape(url)}"):
         download.fetch(tmp_path, url, [], keep=False)
+
+
+def test_second_download_into_a_folder_is_refused(server: Server, tmp_path: Path) -> None:
+    with download.alone(tmp_path), pytest.raises(InputError, match=f"{tmp_path}: another download is at work"):
+        only_photographs(server, tmp_path)
+    assert server.requests == []
+    only_photographs(server, tmp_path)
+    check_photographs(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["../evil.jpg", "a/../../evil.jpg", "/tmp/evil.jpg", "..\\evil.jpg", "C:evil.jpg"])
@@ -354,6 +394,32 @@ def test_wrong_check_sum_in_an_archive_is_damage(server: Server, tmp_path: Path)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_archive_of_something_else_is_told(server: Server, tmp_path: Path) -> None:
+    server.files[ARCHIVE] = archive({"thesis.pdf": b"words"})
+    with pytest.raises(InputError, match=f"{ARCHIVE}: no images in it"):
+        only_photographs(server, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [ARCHIVE]
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_no_damage_escapes(method: int, tmp_path: Path) -> None:
+    (part,) = download.parts(tmp_path, ["val", "images"])
+    whole = archive(photographs(20), method=method)
+    rng, damaged = np.random.default_rng(method), 0
+    for _ in range(700):
+        content = bytearray(whole)
+        for place in rng.integers(0, len(content), rng.integers(1, 5)):
+            content[place] = rng.integers(0, 256)
+        part.file.write_bytes(content)
+        try:
+            download.unpack(part)
+            shutil.rmtree(part.target)
+        except InputError:
+            damaged += 1
+        assert not part.unpacking.exists()
+    assert damaged > 300
+
+
 def test_label_file_that_is_none_is_deleted(server: Server, tmp_path: Path) -> None:
     server.files[LABELS] = b"<Error>no such key</Error>"
     with pytest.raises(InputError, match=r"no column.*deleted, run again"):
@@ -387,6 +453,17 @@ def test_full_disk_is_told_before_anything_is_fetched(
         with contextlib.nullcontext() if fits else pytest.raises(InputError, match="GB needed"):
             download.fetch(tmp_path, server.url, ["val", "images"], keep)
         assert bool(server.sent) == fits
+
+
+def test_leftovers_of_a_killed_run_are_gone_before_space_is_counted(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (part,) = download.parts(tmp_path, ["val", "images"])
+    part.unpacking.mkdir()
+    usage = shutil._ntuple_diskusage(10**12, 0, 10**9)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: pytest.fail("left") if part.unpacking.exists() else usage)
+    only_photographs(server, tmp_path)
+    check_photographs(tmp_path)
 
 
 def test_archives_beside_each_other_need_more_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,6 +131,11 @@ def double(number: int) -> int:
     return 2 * number
 
 
+def double_slowly(number: int) -> int:
+    time.sleep(number)
+    return double(number)
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_results_come_in_order_and_the_items_in_blocks(jobs: int) -> None:
     asked = []
@@ -156,21 +161,27 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def cluster(workers: int) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
-    """A Dask scheduler and its workers on loopback: their address, and the workers' processes."""
+def cluster(workers: int, failures: int = 3) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+    """A Dask scheduler and its workers on loopback: their address, and the processes, the scheduler's first."""
     address = f"tcp://127.0.0.1:{free_port()}"
     dask = (sys.executable, "-m", "dask")
     host, port = address.removeprefix("tcp://").split(":")
     scheduler = (*dask, "scheduler", "--host", host, "--port", port, "--no-dashboard")
     worker = (*dask, "worker", address, "--no-nanny", "--nthreads", "1", "--no-dashboard")
+    environment = os.environ | {
+        "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": str(failures),
+        "PYTHONPATH": str(Path(__file__).parent),
+    }
     with contextlib.ExitStack() as stack:
         processes = []
         for words in (scheduler, *[worker] * workers):
-            process = subprocess.Popen(words, cwd=pipeline.ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            process = subprocess.Popen(
+                words, cwd=pipeline.ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
             stack.callback(process.wait)
             stack.callback(process.kill)
             processes.append(process)
-        yield address, processes[1:]
+        yield address, processes
 
 
 def test_cluster_that_loses_a_worker_writes_what_one_process_writes(
@@ -178,7 +189,7 @@ def test_cluster_that_loses_a_worker_writes_what_one_process_writes(
 ) -> None:
     import distributed
 
-    with cluster(2) as (address, workers):
+    with cluster(2) as (address, (_, *workers)):
         with distributed.Client(address, timeout=60) as client:
             client.wait_for_workers(2, timeout=60)
         words = command(slow_source, tmp_path, "--cluster", address)
@@ -186,6 +197,50 @@ def test_cluster_that_loses_a_worker_writes_what_one_process_writes(
         assert code == 0, out
         assert workers[0].wait() == -signal.SIGKILL and workers[1].poll() is None
     assert array_bytes(tmp_path) == undisturbed
+
+
+def process_id(_: int) -> int:
+    return os.getpid()
+
+
+def test_work_is_done_on_the_cluster() -> None:
+    with cluster(1) as (address, (_, worker)), parallel.Workers(None, address) as workers:
+        assert set(workers.map(process_id, range(5), block=2)) == {worker.pid}
+
+
+def test_work_that_kills_the_workers_of_a_cluster_ends_the_run() -> None:
+    with (
+        cluster(2, failures=0) as (address, _),
+        parallel.Workers(None, address) as workers,
+        pytest.raises(InputError, match=f"--cluster {address}: workers die over the same work"),
+    ):
+        list(workers.map(die, range(1)))
+
+
+def test_cluster_without_workers_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    with cluster(1) as (address, _), parallel.Workers(None, address) as workers:
+        monkeypatch.setattr(parallel, "PATIENCE", 1)
+        with pytest.raises(InputError, match=f"--cluster {address}: its last worker is gone"):
+            list(workers.map(die, range(2)))
+
+
+def test_scheduler_that_is_gone_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "PATIENCE", 5)
+    with cluster(1) as (address, (scheduler, _)), parallel.Workers(None, address) as workers:
+        results = workers.map(double, range(1))
+        assert next(results) == 0
+        results = workers.map(double_slowly, range(4))
+        assert next(results) == 0
+        scheduler.kill()
+        with pytest.raises(InputError, match=f"--cluster {address}: the scheduler is gone"):
+            list(results)
+
+
+@pytest.mark.parametrize("address", ["tls://127.0.0.1:1", "nonsense"])
+def test_address_that_is_none_is_told(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "PATIENCE", 1)
+    with pytest.raises(InputError, match=f"--cluster {address}: no scheduler"), parallel.Workers(None, address):
+        pass
 
 
 def test_cluster_that_does_not_answer_is_told(
