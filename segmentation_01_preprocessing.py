@@ -140,7 +140,10 @@ def stop_at_faults(report: checks.Report, arguments: argparse.Namespace) -> None
             "mend them, or leave them out with --skip-bad"
         )
     if empty := report.found.keys() - report.usable.keys():
-        raise InputError(f"no photograph of {', '.join(sorted(empty))} can be used: see {rejects}")
+        raise InputError(
+            f"no photograph of {', '.join(sorted(empty))} is left: see rejects.csv and duplicates.csv in "
+            f"{arguments.graphics}; --keep-duplicates keeps the latter"
+        )
     if arguments.strict and (warnings := list(report.warnings())):
         raise InputError("; ".join(warnings))
 
@@ -148,6 +151,7 @@ def stop_at_faults(report: checks.Report, arguments: argparse.Namespace) -> None
 def main(arguments: argparse.Namespace) -> None:
     """Reads and checks the source; writes the arrays of its splits and takes away those of splits that it has not."""
     found = isic.read_source(arguments.source)
+    unused, superpixels = isic.unused_labels(arguments.source, found), isic.superpixel_files(arguments.source)
     known = isic.RECURRING if arguments.split == "official" else frozenset()
     if arguments.split == "2018":
         found = isic.divide_2018(found, arguments.seed)
@@ -155,7 +159,8 @@ def main(arguments: argparse.Namespace) -> None:
     workers = parallel.Workers(arguments.jobs, arguments.cluster)
     with Cache(arguments.data, arguments.size) as cache, workers, contextlib.ExitStack() as files:
         cache.read(list(itertools.chain.from_iterable(found.values())), workers)
-        report = checks.inspect(arguments.source, found, cache, workers, known, arguments.keep_duplicates)
+        keep = arguments.keep_duplicates
+        report = checks.inspect(found, cache, workers, known, keep, unused, superpixels)
         for line in report.lines():
             log.info(line)
         report.write(arguments.graphics)

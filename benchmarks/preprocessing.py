@@ -182,9 +182,11 @@ def measure(way: str, source: Path) -> tuple[float, float]:
 
         watcher = threading.Thread(target=watch)
         watcher.start()
-        out, _ = process.communicate()
-        over.set()
-        watcher.join()
+        try:
+            out, _ = process.communicate()
+        finally:
+            over.set()
+            watcher.join()
     if process.returncode:
         sys.exit(f"{way}: failed\n{out}")
     return float(out.splitlines()[-1]), peak / 2**20

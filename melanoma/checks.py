@@ -123,17 +123,24 @@ class Report:
 
 
 def inspect(
-    source: Path, found: dict[str, list[Record]], cache: Cache, workers: Workers, known: Set[str], keep: bool
+    found: dict[str, list[Record]],
+    cache: Cache,
+    workers: Workers,
+    known: Set[str],
+    keep: bool,
+    unused_labels: list[str],
+    superpixels: int,
 ) -> Report:
     """Checks what was read.
 
     Args:
-        source: folder that the records are from.
         found: records by split, all of them read into the cache.
         cache: what they show.
         workers: who compares pictures.
         known: ids of train photographs to leave out whatever they show.
         keep: leave no duplicates out.
+        unused_labels: of the source, to report.
+        superpixels: the same.
 
     Returns:
         The report; nothing is written yet.
@@ -153,10 +160,7 @@ def inspect(
         left_out.update(in_train if len(in_train) < len(family) else in_train[1:])
     counts = Counter(note for facts in cache.facts.values() for note in facts.notes)
     sizes = Counter("{}x{}".format(*facts.size) for facts in cache.facts.values())
-    unused = isic.unused_labels(source, found)
-    return Report(
-        found, cache.problems, pairs, left_out, recurring, counts, sizes, isic.superpixel_files(source), unused
-    )
+    return Report(found, cache.problems, pairs, left_out, recurring, counts, sizes, superpixels, unused_labels)
 
 
 def by_id(record: Record) -> str:

@@ -29,6 +29,9 @@ ORIENTATION = 0x0112  # EXIF tag
 # What Pillow's decoders raise on a broken file.
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)
 
+# Files of too many pixels are refused. Set once for all threads, which share the filters.
+warnings.filterwarnings("error", category=Image.DecompressionBombWarning)
+
 IS_GREY = [0] + [255] * 254 + [0]  # by value
 GREY_VALUES = "mask values between 0 and 255 cut at 127"
 CONVERTED = {
@@ -61,9 +64,7 @@ def open_picture(path: Path) -> Image.Image:
             million).
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            return Image.open(path, formats=FORMATS)
+        return Image.open(path, formats=FORMATS)
     except (*BROKEN, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise InputError(f"{path}: not a readable picture ({error})") from None
 

@@ -48,7 +48,8 @@ class Cache:
         self.path, self.size = data / NAME, size
         made_by = repr((Path(images.__file__).read_bytes(), version("pillow"), LAYOUT, size))
         self.version = int.from_bytes(hashlib.sha256(made_by.encode()).digest()[:4], "big") >> 1  # SQLite keeps 31 bits
-        self.connection = sqlite3.connect(":memory:")
+        self.connection: sqlite3.Connection
+        self.keys: dict[Record, str] = {}  # of the files as they were before they were read
         self.facts: dict[Record, Facts] = {}
         self.problems: dict[Record, str] = {}  # why a record cannot be used
 
@@ -60,25 +61,31 @@ class Cache:
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            self._open()
+            if not self._open():
+                self.remove()
+                self._open()
         except sqlite3.Error as error:
-            if error.sqlite_errorcode not in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
-                raise self._plain(error) from None
-            self.remove()
-            self._open()
+            raise self._plain(error) from None
         return self
 
-    def _open(self) -> None:
-        # The pictures to send to workers may be asked for by another thread, one at a time.
+    def _open(self) -> bool:
+        """Makes the file ready; False where it is damaged."""
         self.connection = sqlite3.connect(self.path, timeout=0, isolation_level=None)
-        self.connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-        self.connection.execute("PRAGMA page_size = 65536")  # bytes: a row has 300,000
-        self.connection.execute("BEGIN EXCLUSIVE")
-        if self.connection.execute("PRAGMA user_version").fetchone() != (self.version,):
-            self.connection.execute("DROP TABLE IF EXISTS pairs")
-            self.connection.execute(f"PRAGMA user_version = {self.version}")
-        self.connection.execute(f"CREATE TABLE IF NOT EXISTS {LAYOUT}")
-        self.connection.execute("COMMIT")
+        try:
+            self.connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+            self.connection.execute("PRAGMA page_size = 65536")  # bytes: a row has 300,000
+            self.connection.execute("BEGIN EXCLUSIVE")
+            if self.connection.execute("PRAGMA user_version").fetchone() != (self.version,):
+                self.connection.execute("DROP TABLE IF EXISTS pairs")
+                self.connection.execute(f"PRAGMA user_version = {self.version}")
+            self.connection.execute(f"CREATE TABLE IF NOT EXISTS {LAYOUT}")
+            self.connection.execute("COMMIT")
+            return self.connection.execute("PRAGMA quick_check(1)").fetchone() == ("ok",)
+        except sqlite3.Error as error:
+            self.connection.close()
+            if error.sqlite_errorcode in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+                return False
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -106,11 +113,16 @@ class Cache:
         try:
             known = dict(self.connection.execute("SELECT key, facts FROM pairs"))
             for record in records:
-                if (text := known.get(key(record))) is not None:
-                    self._note(record, text)
-            missing = [record for record in records if record not in self.facts]
-            if len(missing) < len(records):
-                log.info("%d photographs were read before", len(records) - len(missing))
+                try:
+                    self.keys[record] = key(record)
+                except OSError as error:
+                    self.problems[record] = f"{error.filename}: {error.strerror}"
+                else:
+                    if text := known.get(self.keys[record]):
+                        self._note(record, text)
+            missing = [record for record in self.keys if record not in self.facts]
+            if self.facts:
+                log.info("%d photographs were read before", len(self.facts))
             tasks = ((record.image, record.mask, self.size) for record in missing)
             results = zip(missing, workers.map(images.read, tasks), strict=True)
             for done, (record, pair) in enumerate(progress(results, "reading", len(missing))):
@@ -132,7 +144,7 @@ class Cache:
     def _add(self, record: Record, pair: Pair) -> None:
         facts = json.dumps([pair.size, pair.notes])
         blobs = (pair.thumbnail, pair.image, pair.mask)
-        row = (key(record), facts, *(None if blob is None else blob.tobytes() for blob in blobs))
+        row = (self.keys[record], facts, *(None if blob is None else blob.tobytes() for blob in blobs))
         self.connection.execute("INSERT OR REPLACE INTO pairs VALUES (?, ?, ?, ?, ?)", row)
         self._note(record, facts)
 
@@ -141,7 +153,11 @@ class Cache:
         self.facts[record] = Facts((width, height), tuple(notes))
 
     def _blobs(self, record: Record, columns: str) -> tuple[bytes | None, ...]:
-        return self.connection.execute(f"SELECT {columns} FROM pairs WHERE key = ?", [key(record)]).fetchone()
+        query = f"SELECT {columns} FROM pairs WHERE key = ?"
+        try:
+            return self.connection.execute(query, [self.keys[record]]).fetchone()
+        except sqlite3.Error as error:
+            raise self._plain(error) from None
 
     def thumbnail(self, record: Record) -> np.ndarray:
         """Grey picture of a record that was read, uint8 (THUMBNAIL, THUMBNAIL)."""

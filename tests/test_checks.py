@@ -2,6 +2,8 @@
 
 import io
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -144,7 +146,7 @@ def test_split_without_a_usable_photograph_stops_the_run(
     for record in isic.read_split(own_source, "val"):
         cut_off(record)
     assert preprocess("--skip-bad") == 2
-    assert "no photograph of val can be used" in capsys.readouterr().err
+    assert "no photograph of val is left: see rejects.csv" in capsys.readouterr().err
 
 
 def test_bomb_is_refused_before_it_is_decoded(record: isic.Record, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +158,14 @@ def test_bomb_is_refused_before_it_is_decoded(record: isic.Record, monkeypatch: 
     monkeypatch.setattr(Image.Image, "load", never)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", never)
     assert isinstance(images.read((record.image, None, 32)), str)
+
+
+def test_bomb_is_refused_by_the_script_itself(record: isic.Record, own_source: Path, tmp_path: Path) -> None:
+    bomb(record)  # these tests make every warning an error; a shell does not
+    script = str(pipeline.ROOT / stages.PREPROCESSING)
+    words = [sys.executable, script, *places(tmp_path), "--source", str(own_source), "--check"]
+    run = subprocess.run(words, capture_output=True, text=True)
+    assert run.returncode == 2 and "not a readable picture" in run.stderr
 
 
 def cmyk(record: isic.Record) -> None:
@@ -333,6 +343,20 @@ def test_duplicate_is_left_out_of_train(
     assert preprocess("--copies", "1", "--keep-duplicates") == 0
     assert "ISIC_9999999" in ids(tmp_path, "train")
     assert not pd.read_csv(tmp_path / "graphics" / "duplicates.csv")["left_out"].any()
+
+
+def test_labels_of_photographs_beyond_the_limit_are_not_warned_of(preprocess: Script) -> None:
+    assert preprocess("--limit", "3", "--strict") == 0
+
+
+def test_train_of_duplicates_alone_is_told(
+    own_source: Path, preprocess: Script, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train, val = (isic.read_split(own_source, split) for split in ("train", "val"))
+    for record, other in zip(train, val + val, strict=True):
+        shutil.copyfile(other.image, record.image)
+    assert preprocess("--copies", "1") == 2
+    assert "no photograph of train is left: see rejects.csv and duplicates.csv" in capsys.readouterr().err
 
 
 def test_photographs_of_published_lists_are_left_out_of_the_official_train_split(

@@ -332,6 +332,43 @@ def test_damaged_cache_is_begun_anew(
     assert decoded(tmp_path, records, monkeypatch) == len(records)
 
 
+@pytest.mark.parametrize("place", [1, 3, 6, 10])
+def test_cache_damaged_within_is_begun_anew(
+    place: int, records: list[isic.Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded(tmp_path, records, monkeypatch, size=256)
+    with (tmp_path / NAME).open("r+b") as stream:
+        stream.seek(place << 16)
+        stream.write(b"\xff" * (1 << 16))
+    assert decoded(tmp_path, records, monkeypatch, size=256) == len(records)
+
+
+def test_file_that_changes_while_it_is_read_is_decoded_again(
+    records: list[isic.Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = images.read
+
+    def changing(task: tuple[Path, Path | None, int]) -> images.Pair | str:
+        pair = read(task)
+        if task[0] == records[0].image:
+            shutil.copyfile(records[1].image, records[0].image)
+        return pair
+
+    with monkeypatch.context() as patch, Cache(tmp_path, 32) as cache, parallel.Workers(1) as workers:
+        patch.setattr(images, "read", changing)
+        cache.read(records, workers)
+        assert cache.pixels(records[0])[0].shape == (32, 32, 3)
+    assert decoded(tmp_path, records, monkeypatch) == 1
+
+
+def test_link_to_nowhere_is_a_problem(records: list[isic.Record], tmp_path: Path) -> None:
+    records[0].image.unlink()
+    records[0].image.symlink_to(tmp_path / "nowhere.jpg")
+    with Cache(tmp_path, 32) as cache, parallel.Workers(1) as workers:
+        cache.read(records, workers)
+    assert cache.problems == {records[0]: f"{records[0].image}: No such file or directory"}
+
+
 def test_second_run_in_a_folder_refuses(records: list[isic.Record], tmp_path: Path) -> None:
     with (
         Cache(tmp_path, 32),
