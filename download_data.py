@@ -19,7 +19,13 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=command.HelpFormatter, allow_abbrev=False)
     flags.add_argument("--out", type=Path, default=Path("data"), help="folder to fill")
     choices = (*download.isic.SPLITS, *download.KINDS)
-    flags.add_argument("--only", nargs="+", choices=choices, default=[], help="these splits, or these kinds of file")
+    flags.add_argument(
+        "--only",
+        nargs="+",
+        choices=choices,
+        default=[],
+        help="splits, kinds of file, or both: val labels is one file; without it everything",
+    )
     flags.add_argument("--keep-zips", action="store_true", help="keep the archives after unpacking")
     flags.add_argument("--url", default=download.URL, help="folder of the archives, where there is a mirror")
     return flags

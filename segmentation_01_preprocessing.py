@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--copies", type=command.at_least_one, default=COPIES, help="melanoma and keratosis, times their number"
     )
-    flags.add_argument("--check", action="store_true", help="read and report only; the run itself need not read again")
+    flags.add_argument("--check", action="store_true", help="read and report only; what was read is kept for the run")
     flags.add_argument("--skip-bad", action="store_true", help="leave out photographs that cannot be used")
     flags.add_argument("--keep-duplicates", action="store_true", help="leave nothing out of train")
     flags.add_argument("--strict", action="store_true", help="stop at warnings too")
@@ -96,10 +96,6 @@ def write_split(
                 output.append(array[None])
     copied = sum(copy is not None for _, copy in rows)
     log.info("%-5s %d photographs, %d augmented copies", split, len(rows) - copied, copied)
-    if "labels" not in columns:
-        log.info("%-5s no labels: will be predicted, not judged", split)
-    if "masks" not in depths:
-        log.info("%-5s no lesion masks: they will be predicted, not scored", split)
     return [*columns, *depths]
 
 
@@ -176,8 +172,6 @@ def main(arguments: argparse.Namespace) -> None:
             written[split] = write_split(store, files, split, rows, pictures(rows, cache, arguments.seed, workers))
     cache.remove()
     for split in isic.SPLITS:
-        if split not in written:
-            log.info("%-5s absent in %s", split, arguments.source)
         for name in {"ids", "images", "masks", "labels"} - set(written.get(split, [])):
             store.remove(name, split=split)
     draw_copies(stages.Store(arguments.data, stages.PREPROCESSING, {}), arguments.graphics / "augmentation.png")

@@ -80,11 +80,25 @@ class Report:
             pairs = isic.first_ids([f"{pair.record.id} = {pair.other.id} ({pair.other_split})" for pair in leaks])
             yield f"{len(leaks)} times the same picture in two splits: {pairs}"
 
+    def gaps(self) -> Iterator[str]:
+        """What the source does not have, and what follows."""
+        for split in isic.SPLITS:
+            lost = "nothing to train with" if split == "train" else "they will be predicted, not judged"
+            records = self.found.get(split)
+            if not records:
+                yield f"{split}: no photographs"
+                continue
+            if records[0].label is None:
+                yield f"{split}: no labels, {lost}"
+            if records[0].mask is None:
+                yield f"{split}: no lesion masks, {lost}"
+
     def lines(self) -> Iterator[str]:
         """The whole report for people."""
         yield from self.table().to_string().splitlines()
         sizes = sorted(self.sizes.items(), key=lambda item: -item[1])
         more = f" and {len(sizes) - SIZES} other sizes" if len(sizes) > SIZES else ""
+        yield from self.gaps()
         yield "sizes met: " + ", ".join(f"{size} ({count})" for size, count in sizes[:SIZES]) + more
         for what, count in sorted(self.counts.items()):
             if what != images.GREY_VALUES:

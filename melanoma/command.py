@@ -73,7 +73,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     flags.add_argument("--data", type=Path, default=Path("data"), help="folder of arrays and weights")
     flags.add_argument("--graphics", type=Path, default=Path("graphics"), help="folder of PNGs and figures")
     flags.add_argument("--seed", type=seed, default=0, help="seed of everything random")
-    flags.add_argument("--limit", type=positive_int, help="first N images of each split, for a quick try")
+    flags.add_argument("--limit", type=positive_int, help="N images of each split, classes in turns, for a quick try")
     return flags
 
 
@@ -130,6 +130,9 @@ def run(flags: argparse.ArgumentParser, main: Callable[[argparse.Namespace], Non
         if error.errno not in DISK_ERRORS:
             raise
         print(f"{flags.prog}: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
+        sys.exit(InputError.exit_code)
+    except MemoryError:
+        print(f"{flags.prog}: not enough memory for these settings", file=sys.stderr)
         sys.exit(InputError.exit_code)
     except KeyboardInterrupt:
         print(f"{flags.prog}: interrupted", file=sys.stderr)

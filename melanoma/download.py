@@ -124,7 +124,7 @@ def connect(url: str, headers: dict[str, str], method: str = "GET") -> http.clie
             raise BrokenOff(f"HTTP {error.code} {error.reason}") from None
         raise InputError(f"{url}: the server answers {error.code} {error.reason}; is --url right?") from None
     except (OSError, http.client.HTTPException) as error:
-        raise BrokenOff(str(error) or type(error).__name__) from None
+        raise BrokenOff(str(getattr(error, "reason", error)) or type(error).__name__) from None
 
 
 def patiently(url: str, attempt: Callable[[], int], done: Callable[[], int]) -> int:

@@ -398,3 +398,25 @@ def test_source_without_photographs_names_the_download(
         assert exit_code(monkeypatch, stages.PREPROCESSING, *flags) == 2
         error = capsys.readouterr().err
         assert f"{folder}: no photographs here" in error and f"python download_data.py --out {folder}" in error
+
+
+def test_what_the_source_lacks_is_said(
+    own_source: Path, preprocess: Script, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(isic.image_folder(own_source, "test"))
+    shutil.rmtree(isic.mask_folder(own_source, "train"))
+    isic.label_file(own_source, "val").unlink()
+    assert preprocess("--check") == 0
+    out = capsys.readouterr().out.splitlines()
+    assert [line for line in out if line.startswith(("train:", "val:", "test:"))] == [
+        "train: no lesion masks, nothing to train with",
+        "val: no labels, they will be predicted, not judged",
+        "test: no photographs",
+    ]
+
+
+def test_too_little_memory_is_told(
+    preprocess: Script, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert preprocess("--size", str(10**8), "--limit", "1") == 2
+    assert "not enough memory for these settings" in capsys.readouterr().err
