@@ -1,4 +1,7 @@
-"""The same work in this process, in several processes here (joblib), or in those of a cluster (Dask).
+"""The same work in this process, in several processes here, or in those of a cluster (Dask).
+
+Here: a pipe for each process and not joblib's, which all share one. A process that is killed while it writes a result
+there, as one in five was, leaves half a message, and joblib waits for the other half for ever.
 
 Dask and not Ray: it is pure Python of a few megabytes where Ray's wheel has 79. Its own client and not joblib's backend
 for it: that one works in the calling process where the cluster has one thread, and waits for ever for work over which
@@ -8,7 +11,14 @@ workers die again and again.
 import concurrent.futures
 import contextlib
 import itertools
+import multiprocessing.connection
+import os
+import pickle
+import subprocess
+import sys
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,9 +33,40 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-ATTEMPTS = 3  # times that work is taken up again after a worker's death before it is given up
-DEATHS = (concurrent.futures.BrokenExecutor, concurrent.futures.CancelledError)
+ATTEMPTS = 3  # times that workers may die over the same item
 PATIENCE = 30  # seconds to wait for the scheduler of a cluster, and for a worker
+
+
+class Worker:
+    """A process that works for this one, and ends with it."""
+
+    def __init__(self) -> None:
+        """Starts it."""
+        self.connection, theirs = multiprocessing.Pipe()
+        words = [sys.executable, "-c", f"from melanoma import parallel; parallel.serve({theirs.fileno()})"]
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+        with theirs:  # in a group of its own: Ctrl-C is for this process
+            self.process = subprocess.Popen(words, env=environment, pass_fds=[theirs.fileno()], process_group=0)
+
+    def stop(self) -> None:
+        """Ends it, whatever it is at."""
+        self.connection.close()
+        self.process.kill()
+        self.process.wait()
+
+
+def serve(handle: int) -> None:
+    """The life of a worker: answers (function, item) with (result, None) or (None, error) until the pipe is closed."""
+    with Connection(handle) as connection, contextlib.suppress(EOFError, OSError):
+        while True:
+            message = connection.recv_bytes()
+            answer: tuple[Any, Exception | None]
+            try:
+                function, item = pickle.loads(message)
+                answer = function(item), None
+            except Exception as error:
+                answer = None, error
+            connection.send(answer)
 
 
 class Workers:
@@ -42,7 +83,8 @@ class Workers:
             cluster: address of a Dask scheduler, tcp://host:port, whose workers do the work instead; they must see the
                 photographs under the same paths and run the same code.
         """
-        self.jobs, self.cluster = jobs, cluster
+        self.jobs, self.cluster = jobs or joblib.cpu_count(), cluster
+        self.idle: list[Worker] = []
         self.client: distributed.Client | None = None
 
     def __enter__(self) -> "Workers":
@@ -69,7 +111,9 @@ class Workers:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leaves the cluster."""
+        """Ends the workers, or leaves the cluster."""
+        for worker in self.idle:
+            worker.stop()
         if self.client:
             self.client.close()
 
@@ -91,24 +135,46 @@ class Workers:
         while part := list(itertools.islice(source, block)):
             yield from place(function, part)
 
-    def _here(self, function: Callable[[T], R], rest: list[T]) -> Iterator[R]:
-        attempts = 0
-        while rest:
-            parallel = joblib.Parallel(n_jobs=self.jobs or -1, return_as="generator")  # -1: one per core
-            done = 0
-            try:
-                for result in parallel(joblib.delayed(function)(item) for item in rest):
-                    done, attempts = done + 1, 0
-                    yield result
-            except DEATHS as error:
-                attempts += 1
-                if attempts == ATTEMPTS:
-                    raise InputError(
-                        f"worker processes died {ATTEMPTS} times over {rest[done]!r:.200} or one of the next "
-                        f"({error}); is there enough memory? --jobs 1 needs the least"
-                    ) from None
-                log.warning("a worker process died; its work is done again")
-            rest = rest[done:]
+    def _here(self, function: Callable[[T], R], part: list[T]) -> Iterator[R]:
+        if self.jobs == 1:
+            yield from map(function, part)
+            return
+        waiting, deaths = deque(range(len(part))), Counter[int]()  # places in `part`
+        busy: dict[Connection, tuple[Worker, int]] = {}
+        answers: dict[int, tuple[Any, Exception | None]] = {}
+        try:
+            for place in range(len(part)):
+                while True:
+                    while waiting and len(busy) < self.jobs:
+                        worker, number = self.idle.pop() if self.idle else Worker(), waiting.popleft()
+                        busy[worker.connection] = worker, number
+                        with contextlib.suppress(OSError):  # it is dead, as will be seen below
+                            worker.connection.send((function, part[number]))
+                    if place in answers:
+                        break
+                    ready = multiprocessing.connection.wait(busy)
+                    for connection in [connection for connection in busy if connection in ready]:
+                        worker, number = busy.pop(connection)
+                        try:
+                            answers[number] = connection.recv()
+                            self.idle.append(worker)
+                        except (EOFError, OSError):
+                            worker.stop()
+                            waiting.appendleft(number)
+                            deaths[number] += 1
+                            if deaths[number] == ATTEMPTS:
+                                raise InputError(
+                                    f"worker processes died {ATTEMPTS} times over {part[number]!r:.200}; is there "
+                                    "enough memory? --jobs 1 needs the least"
+                                ) from None
+                            log.warning("a worker process died; its work is done again")
+                answer, error = answers.pop(place)
+                if error:
+                    raise error
+                yield answer
+        finally:
+            for worker, _ in busy.values():
+                worker.stop()
 
     def _on_cluster(self, function: Callable[[T], R], part: list[T]) -> Iterator[R]:
         assert self.client
