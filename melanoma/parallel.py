@@ -1,7 +1,7 @@
 """The same work in this process, in several processes here, or in those of a cluster (Dask).
 
 Here: a pipe for each process and not joblib's, which all share one. A process that is killed while it writes a result
-there, as one in five was, leaves half a message, and joblib waits for the other half for ever.
+there leaves half a message, and joblib waits for the other half for ever (seen at the fifth kill of a series).
 
 Dask and not Ray: it is pure Python of a few megabytes where Ray's wheel has 79. Its own client and not joblib's backend
 for it: that one works in the calling process where the cluster has one thread, and waits for ever for work over which
