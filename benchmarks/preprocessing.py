@@ -41,6 +41,7 @@ SINGLE = {
     "scikit-image": "imread and antialiased resize of the photograph alone",
     "floor, Pillow": "scaled decode of the photograph and decode of the mask, nothing else",
     "floor, OpenCV": "the same with OpenCV",
+    "floor, kornia": "the same with Pillow, masks with kornia",
 }
 DOUBLE = f"{OURS}, 2 jobs"
 
@@ -111,6 +112,17 @@ def floor_of_pillow(pairs: Pairs) -> None:
             outline.load()
 
 
+def floor_of_kornia(pairs: Pairs) -> None:
+    """The least that must be done."""
+    import kornia_rs
+
+    for image, mask in pairs:
+        with Image.open(image) as picture:
+            picture.draft("RGB", (SIZE, SIZE))
+            picture.load()
+        kornia_rs.io.read_image_png_u8(str(mask), "mono")
+
+
 def floor_of_opencv(pairs: Pairs) -> None:
     """The least that must be done."""
     import cv2
@@ -138,6 +150,7 @@ def work(way: str, source: Path) -> None:
         "scikit-image": lambda: scikit_image(pairs),
         "floor, Pillow": lambda: floor_of_pillow(pairs),
         "floor, OpenCV": lambda: floor_of_opencv(pairs),
+        "floor, kornia": lambda: floor_of_kornia(pairs),
     }
     if way in SINGLE:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -210,7 +223,7 @@ def compare(originals: list[isic.Record], count: int, many: int, rounds: int) ->
                 print(f"round {turn + 1}, {way}: {sizes[kind] / seconds:.1f} images/s", file=sys.stderr)
         few, most = (measure(f"{OURS}, 1 job", folder / kind)[1] for kind in ("few", "many"))
     rate = {way: statistics.median(found) for way, found in rates.items()}
-    floor = max(rate["floor, Pillow"], rate["floor, OpenCV"])
+    floor = max(value for way, value in rate.items() if way.startswith("floor"))
     print(f"\n{count} photographs with masks, {len(originals)} different ones; medians of {rounds} rounds")
     print(f"\n{'':26}{'images/s':>9}{'lowest':>9}{'highest':>9}{'peak MiB':>10}")
     for way, found in rates.items():

@@ -271,3 +271,20 @@ def test_empty_or_full_mask_falls_back_to_the_photograph(roi: str, value: int) -
     seen, fell_back = images.region_of_interest(image, np.full((50, 50, 1), value, np.uint8), roi)
     assert np.array_equal(seen, image)
     assert fell_back == (roi != "full")
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGB", "I;16"])
+def test_masks_of_every_kind_are_decoded_as_by_pillow(mode: str, tmp_path: Path) -> None:
+    path = tmp_path / "mask.png"
+    grey = np.random.default_rng(0).choice([0, 90, 255], (40, 30)).astype(np.uint8)
+    if mode == "P":  # whose numbers are not its grey values
+        picture = Image.fromarray((grey // 90).astype(np.uint8), "P")
+        picture.putpalette([0, 0, 0, 90, 90, 90, 255, 255, 255])
+    elif mode == "I;16":
+        picture = Image.fromarray(grey.astype(np.uint16) * 257)
+    else:
+        picture = Image.fromarray(grey).convert(mode)
+    picture.save(path)
+    expected = picture.convert("L") if mode != "I;16" else Image.fromarray(grey)
+    with images.open_picture(path) as opened:
+        assert np.array_equal(images.decode_mask(opened, path, 16), expected)
