@@ -118,7 +118,7 @@ def decode_mask(picture: Image.Image, path: Path, least: int) -> Image.Image:
         path: its file.
         least: see `decode`.
     """
-    if picture.format == "PNG" and [tile[3] for tile in picture.tile] == ["L"]:  # grey, 8 bits
+    if picture.format == "PNG" and [tile[3] for tile in getattr(picture, "tile", [])] == ["L"]:  # grey, 8 bits
         with contextlib.suppress(Exception):  # kornia's errors have no class of their own; Pillow says what is wrong
             return Image.fromarray(kornia_rs.io.read_image_png_u8(str(path), "mono")[..., 0])
     return decode(picture, "L", least)

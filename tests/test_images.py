@@ -287,4 +287,4 @@ def test_masks_of_every_kind_are_decoded_as_by_pillow(mode: str, tmp_path: Path)
     picture.save(path)
     expected = picture.convert("L") if mode != "I;16" else Image.fromarray(grey)
     with images.open_picture(path) as opened:
-        assert np.array_equal(images.decode_mask(opened, path, 16), expected)
+        assert np.array_equal(np.asarray(images.decode_mask(opened, path, 16)), np.asarray(expected))
