@@ -17,10 +17,9 @@ Expect  README, "Results"
 import argparse
 import math
 from functools import partial
-from pathlib import Path
 from typing import Any
 
-from melanoma import classifier, command, isic, plots, stages, training
+from melanoma import backbones, classifier, command, isic, plots, stages, training
 from melanoma.command import log
 from melanoma.errors import InputError, StageError
 
@@ -31,20 +30,15 @@ BACKBONE = "densenet121"
 BATCH_SIZE = 16
 EPOCHS = {"head": 60, "full": 15}
 LEARNING_RATE = {"head": 1e-3, "full": 1e-4}  # full training starts from weights worth keeping
+AVERAGING = 0.0
 PATIENCE = 10  # epochs without a better validation AUC
 
 
 def parser() -> argparse.ArgumentParser:
     """The script's command line."""
     flags = command.parser(__doc__)
-    command.training_flags(flags, None, BATCH_SIZE, None, "; None: a value of its own for each --train")
-    flags.add_argument(
-        "--backbone",
-        type=classifier.backbone_name,
-        default=BACKBONE,
-        help="densenet121, mobilenet (the earlier baseline), or any model of keras.applications",
-    )
-    flags.add_argument("--weights", default=classifier.IMAGENET, help="of the backbone: imagenet, none, or a file")
+    command.training_flags(flags, None, BATCH_SIZE, None, AVERAGING, "; None: a value of its own for each --train")
+    backbones.flags(flags, BACKBONE, "; mobilenet is the earlier baseline")
     flags.add_argument(
         "--train",
         choices=("head", "full"),
@@ -53,11 +47,6 @@ def parser() -> argparse.ArgumentParser:
         "but for the batch normalisation of pretrained backbones",
     )
     return flags
-
-
-def weights_digest(weights: str) -> str:
-    """What tells one set of initial weights from another: a file's SHA-256, or the flag itself."""
-    return stages.sha256(Path(weights)) if Path(weights).is_file() else weights
 
 
 def diagnoses(store: stages.Store) -> dict[str, np.ndarray]:
@@ -91,7 +80,7 @@ def features(
         masked = store.load("masked", split=split)
         with store.writer("features", len(masked), extract.output_shape[1:], split=split, backbone=backbone) as file:
             for block in training.predict(extract, masked, batch, f"features of {split}"):
-                file.append(block)
+                file.append(block.astype(np.float32))
     return np.array(store.load("features", split=split, backbone=backbone))
 
 
@@ -116,6 +105,7 @@ def fit(
         monitor="auc",
         epochs=(own and arguments.epochs) or EPOCHS[phase],
         learning_rate=(own and arguments.learning_rate) or LEARNING_RATE[phase],
+        averaging=arguments.averaging,
         patience=PATIENCE,
         **keep,
     )
@@ -132,18 +122,20 @@ def fit(
 def main(arguments: argparse.Namespace) -> None:
     """Fits the head, then everything where asked, and writes the probabilities of every split."""
     keras.utils.set_random_seed(arguments.seed)
+    keras.config.set_dtype_policy(arguments.precision)
     name, batch_size, full = arguments.backbone, arguments.batch_size, arguments.train == "full"
-    made_with = {"backbone": name, "weights_sha256": weights_digest(arguments.weights), "seed": arguments.seed}
+    made_with = {"backbone": name, "weights_sha256": backbones.digest(arguments.weights), "seed": arguments.seed}
+    made_with |= {"scaling": arguments.scaling, "precision": arguments.precision}
     made_with["keras_backend"] = keras.backend.backend()  # whose random weights differ
     store = stages.Store(arguments.data, stages.CLASSIFIER, vars(arguments) | made_with)
     truth = diagnoses(store)
     masked = {split: store.load("masked", split=split) for split in store.splits()}
-    backbone = classifier.build_backbone(name, masked["train"].shape[1], arguments.weights)
+    backbone = backbones.build(name, masked["train"].shape[1], arguments.weights, pooling="avg")
     head = classifier.build_head(backbone.output_shape[-1])
-    model = classifier.assemble(name, backbone, head)
+    model = classifier.assemble(name, backbone, head, arguments.scaling)
     log.info("%s, %d weights, %d rows of training", name, model.count_params(), len(truth["train"]))
 
-    extract = classifier.extractor(name, backbone)
+    extract = classifier.extractor(name, backbone, arguments.scaling)
     inputs = {
         split: features(store, split, extract, made_with, batch_size) for split in masked if not full or split in truth
     }

@@ -78,7 +78,9 @@ def write_split(
     store: stages.Store, files: contextlib.ExitStack, split: str, rows: list[Row], pixels: Iterator[augment.Pair]
 ) -> list[str]:
     """Writes the arrays of one split, row by row, and returns their names; they take effect when `files` closes."""
-    columns = {"ids": np.array([record.id if copy is None else f"{record.id}_copy{copy}" for record, copy in rows])}
+    columns = {
+        "ids": np.array([record.id if copy is None else f"{record.id}{augment.COPY}{copy}" for record, copy in rows])
+    }
     if rows[0][0].label is not None:
         columns["labels"] = np.array([record.label for record, _ in rows], dtype=np.int8)
     size = int(store.settings["size"] or 0)
@@ -109,7 +111,7 @@ def draw_copies(store: stages.Store, path: Path) -> None:
     tiles = []
     for label in (isic.MELANOMA, isic.KERATOSIS):
         for original in np.flatnonzero(labels == label)[:2]:
-            family = [row for row, name in enumerate(ids) if name.split("_copy")[0] == ids[original]][:4]
+            family = [row for row, name in enumerate(ids) if augment.original(name) == ids[original]][:4]
             titles = [f"{isic.CLASSES[label]}, {ids[original]}", *["copy"] * 3]
             tiles.append(
                 [

@@ -1,45 +1,92 @@
-"""Step 2 of 5: teach SegNet to outline the lesion, then write its masks.
+"""Step 2 of 5: teach a network to outline the lesion, then write its masks.
 
-Reads   data/arrays/{train,val,test}_{ids,images,masks}.npy   from step 1
-Writes  data/weights/segnet.weights.h5                        weights of the best epoch
-        data/weights/segnet.json                              mean, std, sizes, training history
+Reads   data/arrays/{train,val,test}_{ids,images,masks,labels}.npy   from step 1
+        pretrained/segnet.weights.h5, segnet.json                    with --pretrained
+Writes  data/weights/segnet{fold}.weights.h5                  weights of the best epoch, of each fold
+        data/weights/segnet.json                              the network's design, threshold, training history
         data/arrays/{train,val,test}_predicted.npy            uint8 (N, S, S, 1), {0, 1}
-        graphics/segnet_curves.png, segnet_overlays.png       training curves; worst, median and best masks
+        graphics/segnet{fold}_curves.png                      training curves of each fold
+        graphics/segnet_overlays.png                          worst, median and best validation masks
+        graphics/segnet_jaccard.png                           Jaccard index against lesion size, and by class
         graphics/segmentation.json                            the challenge's figures of the splits that have masks
 
 Run     python segmentation_02_segnet_train.py
-Try     python segmentation_02_segnet_train.py --epochs 1 --limit 30
+Try     python segmentation_02_segnet_train.py --network segnet --epochs 1 --limit 30
 Expect  README, "Results"
 """
 
 import argparse
+import statistics
+import time
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
-from melanoma import command, metrics, plots, segnet, stages, training
+from melanoma import (
+    augment,
+    backbones,
+    command,
+    folds,
+    isic,
+    masks,
+    metrics,
+    plots,
+    pretrained,
+    segnet,
+    stages,
+    training,
+)
 from melanoma.command import log
 from melanoma.errors import InputError, StageError
 
 import keras
 import numpy as np
 
-NETWORK_SIZE = 200  # pixels, as in 2018
-EPOCHS = 40
+NETWORK = "unet"
+BACKBONE = "mobilenetv2"
+NETWORK_SIZE = 192  # pixels
+EPOCHS = 20
 BATCH_SIZE = 16
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 1e-3
+AVERAGING = 0.99
 PATIENCE = 10  # epochs without a better validation Jaccard
-THRESHOLD = 0.5  # probability from which a pixel is lesion
-OVERLAYS = "segnet_overlays.png"
+LOSS = "dice_cross_entropy"
+OVERLAYS, JACCARD = "segnet_overlays.png", "segnet_jaccard.png"
+# What --pretrained leaves no use for.
+OF_TRAINING = (
+    *("network", "network_size", "backbone", "weights", "scaling", "loss", "folds"),
+    *("epochs", "learning_rate", "averaging"),
+)
 
 
 def parser() -> argparse.ArgumentParser:
     """The script's command line."""
     flags = command.parser(__doc__)
-    command.training_flags(flags, epochs=EPOCHS, batch_size=BATCH_SIZE, learning_rate=LEARNING_RATE)
+    flags.add_argument("--network", choices=segnet.NETWORKS, default=NETWORK, help="segnet takes no backbone")
+    backbones.flags(flags, BACKBONE, "; for unet, segnet_vgg16 has its own")
     flags.add_argument(
         "--network-size",
         type=command.positive_int,
         default=NETWORK_SIZE,
-        help=f"side in pixels that the network works at, a multiple of {segnet.STRIDE}; masks keep the arrays' side",
+        help="side in pixels that the network works at; masks keep the arrays' side",
+    )
+    flags.add_argument("--loss", choices=segnet.LOSSES, default=LOSS, help="to minimise, of each image")
+    command.training_flags(flags, EPOCHS, BATCH_SIZE, LEARNING_RATE, AVERAGING)
+    flags.add_argument(
+        "--folds",
+        type=command.positive_int,
+        default=1,
+        help="networks, each trained without a part of the train photographs, whose masks are then its own; the masks "
+        "of the other splits are of all networks together",
+    )
+    flags.add_argument("--pretrained", action="store_true", help="no training: the weights that come with the scripts")
+    switch = argparse.BooleanOptionalAction
+    flags.add_argument("--turns", action=switch, default=True, help="mean over 8 flips and quarter turns")
+    flags.add_argument("--clean", action=switch, default=True, help="largest part alone, its holes filled")
+    flags.add_argument(
+        "--threshold",
+        type=command.share,
+        help="probability from which a pixel is lesion; None: chosen on validation, or that of the pretrained network",
     )
     return flags
 
@@ -54,55 +101,117 @@ def colour_statistics(store: stages.Store) -> tuple[list[float], list[float]]:
     return mean.tolist(), np.sqrt(squares / count - mean**2).tolist()
 
 
-def train(store: stages.Store, arguments: argparse.Namespace) -> keras.Model:
-    """Trains SegNet on train, chooses its best epoch on validation, and saves weights, settings and curves."""
-    if not store.has("masks", split="train"):
-        raise StageError(f"no masks of training images to learn from: run {stages.PREPROCESSING} on a source with them")
-    images, masks = store.load("images", split="train"), store.load("masks", split="train")
-    mean, std = colour_statistics(store)
-    try:
-        model = segnet.build(images.shape[1], arguments.network_size, mean, std)
-    except ValueError as error:
-        raise InputError(f"--network-size: {error}") from None
-    log.info("SegNet, %d weights, %d rows of training", model.count_params(), len(images))
+def design_of(store: stages.Store, arguments: argparse.Namespace) -> segnet.Design:
+    """The network that the flags ask for."""
+    mean, std = colour_statistics(store) if arguments.network == "segnet" else (None, None)
+    backbone = {"segnet": "", "segnet_vgg16": segnet.VGG16, "unet": arguments.backbone}[arguments.network]
+    return segnet.Design(arguments.network, arguments.network_size, backbone, arguments.scaling, mean, std)
+
+
+def train(
+    store: stages.Store, arguments: argparse.Namespace, design: segnet.Design, rows: np.ndarray, fold: str
+) -> tuple[keras.Model, training.Training]:
+    """Trains on some rows of train, chooses the best epoch on validation, saves weights and curves.
+
+    Copies stay out: they balance the classes for the classifier, and every epoch varies the photographs anew anyway.
+    """
+    images, truth = store.load("images", split="train"), store.load("masks", split="train")
+    model = segnet.build(design, images.shape[1], arguments.weights)
+    log.info("%s%s, %d weights, %d photographs of training", model.name, fold, model.count_params(), len(rows))
     validation = None
     if store.has("masks", split="val"):
-        val_images, val_masks = store.load("images", split="val"), store.load("masks", split="val")
-        validation = training.Batches(val_images, val_masks, arguments.batch_size)
+        val = store.load("images", split="val"), store.load("masks", split="val")
+        validation = training.Batches(*val, arguments.batch_size)
     else:
         log.info("no validation masks: the best epoch is chosen by the training Jaccard")
-    batches = training.Batches(images, masks, arguments.batch_size, seed=arguments.seed, vary=True, target_is_mask=True)
     result = training.fit(
         model,
-        batches,
+        training.Batches(
+            images, truth, arguments.batch_size, rows=rows, seed=arguments.seed, vary=True, target_is_mask=True
+        ),
         validation,
-        loss=segnet.dice_cross_entropy,
+        loss=segnet.LOSSES[arguments.loss],
         metrics=[segnet.jaccard],
         monitor="jaccard",
         epochs=arguments.epochs,
         learning_rate=arguments.learning_rate,
+        averaging=arguments.averaging,
         patience=PATIENCE,
-        save=lambda: store.save_weights("segnet_weights", model),
+        save=partial(store.save_weights, "segnet_weights", model, fold=fold),
     )
-    settings = {"size": images.shape[1], "network_size": arguments.network_size, "mean": mean, "std": std}
-    found = {"threshold": THRESHOLD, "best_epoch": result.best_epoch, "history": result.history}
-    store.save_json("segnet_settings", settings | found)
     plots.training_curves(
-        arguments.graphics / "segnet_curves.png",
+        arguments.graphics / f"segnet{fold}_curves.png",
         result.history,
         result.best_epoch,
-        {"loss": "Dice + cross-entropy loss", "jaccard": "mean Jaccard"},
-        "SegNet",
+        {"loss": f"loss, {arguments.loss.replace('_', ' ')}", "jaccard": "mean Jaccard"},
+        f"{design.network}{fold.replace('_', ', ')}",
     )
-    return model
+    return model, result
 
 
-def predict(store: stages.Store, model: keras.Model, split: str, batch_size: int) -> None:
-    """Writes the predicted masks of one split."""
-    images = store.load("images", split=split)
-    with store.writer("predicted", len(images), (*images.shape[1:3], 1), split=split) as file:
-        for probability in training.predict(model, images, batch_size, f"masks of {split}"):
-            file.append((probability > THRESHOLD).astype(np.uint8))
+def train_all(
+    store: stages.Store, arguments: argparse.Namespace, fold_of_row: np.ndarray
+) -> tuple[list[keras.Model], dict[str, Any]]:
+    """Trains a network for every fold; returns them and what to note of them."""
+    design = design_of(store, arguments)
+    photographs = np.array([augment.original(name) == name for name in store.load("ids", split="train").tolist()])
+    models: list[keras.Model] = []
+    notes: list[dict[str, Any]] = []
+    names = [f"_fold{number + 1}" for number in range(arguments.folds)] if arguments.folds > 1 else [""]
+    for number, fold in enumerate(names):
+        seen = photographs & (fold_of_row != number) if arguments.folds > 1 else photographs
+        model, result = train(store, arguments, design, np.flatnonzero(seen), fold)
+        models.append(model)
+        notes.append({"best_epoch": result.best_epoch, "history": result.history, "seconds": result.seconds})
+    for path in store.path("segnet_weights", fold="").parent.glob("segnet*.weights.h5"):  # of an earlier run
+        if (fold := path.name.removeprefix("segnet").removesuffix(".weights.h5")) not in names:
+            store.remove("segnet_weights", fold=fold)
+            (arguments.graphics / f"segnet{fold}_curves.png").unlink(missing_ok=True)
+    seconds = statistics.median(second for note in notes for second in note["seconds"])
+    cost = {"weights": models[0].count_params(), "seconds_per_epoch": seconds}
+    return models, {"design": asdict(design), "training": notes, "cost": cost}
+
+
+def choose_threshold(
+    store: stages.Store, arguments: argparse.Namespace, models: list[keras.Model]
+) -> tuple[float, dict[str, Any]]:
+    """The threshold with the best masks of validation, and what each step after the network is worth there."""
+    if not store.has("masks", split="val"):
+        return masks.DEFAULT_THRESHOLD, {}
+    images, truth = store.load("images", split="val"), np.array(store.load("masks", split="val"))
+    found, rates = {}, {}
+    list(masks.predict(models, images[:1], arguments.batch_size, False, "first look"))  # which compiles
+    for turns in (False, True):
+        start = time.perf_counter()
+        blocks = list(masks.predict(models, images, arguments.batch_size, turns, f"validation, turns {turns}"))
+        found[turns], rates[turns] = np.concatenate(blocks), len(images) / (time.perf_counter() - start)
+    effects = masks.effects(truth, found[False], found[True])
+    log.info("\nOn validation, mean Jaccard without and with turned views, clean-up, a threshold chosen here:")
+    for row in effects:
+        words = [name for name in ("turns", "cleaned") if row[name]] + [f"threshold {row['threshold']:.2f}"]
+        log.info("  %-40s%.4f", ", ".join(words), row["jaccard"])
+    asked = {"turns": arguments.turns, "cleaned": arguments.clean, "threshold_chosen": True}
+    chosen = next(float(row["threshold"]) for row in effects if row.items() >= asked.items())
+    facts = {"effects_on_validation": effects, "images_per_second": rates[False]}
+    facts["images_per_second_with_turns"] = rates[True]
+    return chosen, facts
+
+
+def write_masks(
+    store: stages.Store,
+    arguments: argparse.Namespace,
+    models: list[keras.Model],
+    threshold: float,
+    fold_of_row: np.ndarray,
+) -> None:
+    """Writes the predicted masks of every split."""
+    for split in store.splits():
+        images = store.load("images", split=split)
+        own = fold_of_row if split == "train" and len(models) > 1 else None
+        blocks = masks.predict(models, images, arguments.batch_size, arguments.turns, f"masks of {split}", own)
+        with store.writer("predicted", len(images), (*images.shape[1:3], 1), split=split) as file:
+            for block in blocks:
+                file.append(masks.outline(block, threshold, arguments.clean))
 
 
 def score(store: stages.Store, split: str, seed: int) -> dict[str, Any]:
@@ -116,8 +225,8 @@ def score(store: stages.Store, split: str, seed: int) -> dict[str, Any]:
     return {"n": len(everyone), "figures": means(everyone), "intervals": metrics.intervals(means, 0 * everyone, seed)}
 
 
-def draw_overlays(store: stages.Store, arguments: argparse.Namespace) -> None:
-    """Draws the worst, median and best validation masks over their photographs."""
+def draw(store: stages.Store, arguments: argparse.Namespace) -> None:
+    """Draws validation: its worst, median and best masks, and how good they are by size and class of the lesion."""
     images, ids = store.load("images", split="val"), store.load("ids", split="val")
     truth, predicted = store.load("masks", split="val"), store.load("predicted", split="val")
     jaccard = metrics.per_image(truth, predicted)["jaccard"]
@@ -131,28 +240,66 @@ def draw_overlays(store: stages.Store, arguments: argparse.Namespace) -> None:
         ]
         for name, which in rows.items()
     ]
-    plots.sheet(
-        arguments.graphics / OVERLAYS, tiles, "SegNet on validation: truth cyan, prediction yellow, Jaccard index"
-    )
+    title = "Lesion masks of validation: truth cyan, prediction yellow, Jaccard index"
+    plots.sheet(arguments.graphics / OVERLAYS, tiles, title)
+    groups = {"lesions": np.ones(len(ids), bool)}
+    if store.has("labels", split="val"):
+        labels = store.load("labels", split="val")
+        groups = {name: labels == label for label, name in enumerate(isic.CLASSES) if (labels == label).any()}
+    share = truth.mean(axis=(1, 2, 3))
+    title = f"Lesion masks of validation, n = {len(ids)}"
+    plots.jaccard(arguments.graphics / JACCARD, share, jaccard, groups, metrics.JACCARD_THRESHOLD, title)
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Trains, predicts every split, scores those that have masks."""
+    """Trains, or takes the pretrained network; predicts every split, scores those that have masks."""
     keras.utils.set_random_seed(arguments.seed)
-    store = stages.Store(arguments.data, stages.SEGNET, vars(arguments))
+    keras.config.set_dtype_policy(arguments.precision)
+    made_with = {"weights_sha256": backbones.digest(arguments.weights), "keras_backend": keras.backend.backend()}
+    store = stages.Store(arguments.data, stages.SEGNET, vars(arguments) | made_with)
     splits = store.splits()
-    model = train(store, arguments)
+    fold_of_row = np.zeros(0, int)
+    facts: dict[str, Any] = {}
+    if arguments.pretrained:
+        defaults = parser()
+        if useless := [name for name in OF_TRAINING if getattr(arguments, name) != defaults.get_default(name)]:
+            names = ", ".join(f"--{name.replace('_', '-')}" for name in useless)
+            raise InputError(f"--pretrained trains nothing: leave out {names}")
+        model, shipped = pretrained.load_segnet(store.load("images", split=splits[0]).shape[1])
+        models, threshold = [model], shipped["threshold"]
+        store.settings["weights_sha256"] = shipped["sha256"]
+        facts["design"] = shipped["design"]
+    else:
+        if not store.has("masks", split="train"):
+            raise StageError(
+                f"no masks of training images to learn from: run {stages.PREPROCESSING} on a source with them, or this "
+                "script with --pretrained"
+            )
+        try:
+            fold_of_row = folds.assign(store.load("ids", split="train").tolist(), arguments.folds, arguments.seed)
+        except ValueError as error:
+            raise InputError(f"--folds: {error}") from None
+        models, facts = train_all(store, arguments, fold_of_row)
+        threshold, found = choose_threshold(store, arguments, models)
+        facts |= found
+    if arguments.threshold is not None:
+        threshold = arguments.threshold
+    after = {"threshold": threshold, "turns": arguments.turns, "clean": arguments.clean}
+    if not arguments.pretrained:
+        store.save_json("segnet_settings", facts | after)
+    write_masks(store, arguments, models, threshold, fold_of_row)
     scores = {}
     for split in splits:
-        predict(store, model, split, arguments.batch_size)
         if split != "train" and store.has("masks", split=split):
             scores[split] = score(store, split, arguments.seed)
         elif split != "train":
             log.info("%s has no lesion masks: predicted, not scored", split)
-    (arguments.graphics / OVERLAYS).unlink(missing_ok=True)
+    for name in (OVERLAYS, JACCARD):
+        (arguments.graphics / name).unlink(missing_ok=True)
     if "val" in scores:
-        draw_overlays(store, arguments)
-    stages.write_json(arguments.graphics / "segmentation.json", {"splits": scores, **store.provenance()})
+        draw(store, arguments)
+    report = {"splits": scores, **after, **facts, "peak_memory_gib": command.peak_memory()}
+    stages.write_json(arguments.graphics / "segmentation.json", report | store.provenance())
     for split, scored in scores.items():
         log.info("\nLesion masks of %s, n = %d", split, scored["n"])
         for line in command.table(scored["figures"], scored["intervals"]):

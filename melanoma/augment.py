@@ -15,7 +15,15 @@ TRIM = 0.012  # of the side, off each edge before it is mirrored: many photograp
 SHIFT = 0.05  # of the side, either way
 BRIGHTNESS = SATURATION = 0.2  # relative change, either way
 GAMMA = 0.2  # of the exponent's logarithm, either way: darker or lighter middle tones
+TURNS = 8  # flips and quarter turns of a square
 TINT = 0.05  # relative change of one colour channel, either way: cameras and lamps differ
+
+COPY = "_copy"  # between the id of a photograph and the number of its copy
+
+
+def original(row_id: str) -> str:
+    """The id of the photograph that a row shows, be it a copy or not."""
+    return row_id.partition(COPY)[0]
 
 
 def random_geometry(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -95,6 +103,24 @@ def vary(image: np.ndarray, rng: np.random.Generator, mask: np.ndarray | None = 
     geometry = random_geometry(rng, image.shape[0])
     varied = random_colour(warp(image, geometry), rng)
     return varied, None if mask is None else warp(mask, geometry)
+
+
+def turned(pictures: np.ndarray, variant: int, axes: tuple[int, int] = (-2, -1)) -> np.ndarray:
+    """One of the TURNS flips and quarter turns.
+
+    Args:
+        pictures: of any shape.
+        variant: 0 changes nothing; from 4 up the picture is mirrored; then it is turned by `variant` % 4 quarters.
+        axes: of height and width.
+    """
+    mirrored = np.flip(pictures, axes[1]) if variant >= 4 else pictures
+    return np.rot90(mirrored, variant % 4, axes)
+
+
+def turned_back(pictures: np.ndarray, variant: int, axes: tuple[int, int] = (-2, -1)) -> np.ndarray:
+    """Undoes `turned`."""
+    upright = np.rot90(pictures, -(variant % 4), axes)
+    return np.flip(upright, axes[1]) if variant >= 4 else upright
 
 
 def make_copy(task: tuple[Pair, list[int]]) -> Pair:

@@ -59,6 +59,14 @@ def positive_float(text: str) -> float:
     return value
 
 
+def share(text: str) -> float:
+    """An argparse type: a number from 0 up and below 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not from 0 up and below 1")
+    return value
+
+
 def at_least_one(text: str) -> float:
     """An argparse type: a number from 1 up."""
     value = float(text)
@@ -78,12 +86,26 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def training_flags(
-    flags: argparse.ArgumentParser, epochs: int | None, batch_size: int, learning_rate: float | None, note: str = ""
+    flags: argparse.ArgumentParser,
+    epochs: int | None,
+    batch_size: int,
+    learning_rate: float | None,
+    averaging: float,
+    note: str = "",
 ) -> None:
     """Adds the flags of the scripts that train; `note` says what a default of None stands for."""
     flags.add_argument("--epochs", type=positive_int, default=epochs, help="at most this many" + note)
     flags.add_argument("--batch-size", type=positive_int, default=batch_size, help="images per step")
-    flags.add_argument("--learning-rate", type=positive_float, default=learning_rate, help="of the first step" + note)
+    flags.add_argument("--learning-rate", type=positive_float, default=learning_rate, help="the highest" + note)
+    flags.add_argument(
+        "--averaging", type=share, default=averaging, help="momentum of the moving average of the weights; 0: none"
+    )
+    flags.add_argument(
+        "--precision",
+        choices=("float32", "mixed_bfloat16", "mixed_float16"),
+        default="float32",
+        help="of the computation; weights and results stay float32",
+    )
 
 
 def progress(items: Iterable[T], label: str, total: int) -> Iterator[T]:

@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from melanoma.augment import TURNS, turned
 from melanoma.images import THUMBNAIL
 from melanoma.parallel import Workers
 
@@ -61,12 +62,6 @@ def descriptor(thumbnail: np.ndarray) -> np.ndarray:
     return np.clip(np.round(STEPS * (fine - fine.mean())), -127, 127).astype(np.int8)
 
 
-def turned(picture: np.ndarray, variant: int) -> np.ndarray:
-    """The last two axes turned by `variant` quarters, and mirrored from 4 up."""
-    mirrored = picture[..., ::-1] if variant >= 4 else picture
-    return np.rot90(mirrored, variant % 4, axes=(-2, -1))
-
-
 def unit(descriptors: np.ndarray) -> np.ndarray:
     """Rows of float32 and of length 1, or 0 where there is no structure at all."""
     rows = descriptors.reshape(len(descriptors), -1).astype(np.float32)
@@ -80,7 +75,7 @@ def alike(descriptors: np.ndarray) -> Iterator[tuple[int, int, int]]:
         rows = unit(descriptors[top : top + BLOCK])
         for left in range(top, len(descriptors), BLOCK):
             block = descriptors[left : left + BLOCK]
-            correlation = np.stack([rows @ unit(turned(block, variant)).T for variant in range(8)])
+            correlation = np.stack([rows @ unit(turned(block, variant)).T for variant in range(TURNS)])
             best = correlation.max(axis=0)
             if left == top:
                 best = np.triu(best, 1)

@@ -88,6 +88,54 @@ def training_curves(
     save(figure, path)
 
 
+def jaccard(
+    path: Path, share: np.ndarray, values: np.ndarray, groups: dict[str, np.ndarray], failed: float, title: str
+) -> None:
+    """Jaccard index of each image against its lesion's size, and its spread in each group.
+
+    Args:
+        path: PNG to write.
+        share: of the frame that is lesion, (N,), above 0.
+        values: Jaccard index, (N,).
+        groups: bool (N,) by name, at most three.
+        failed: below which a mask counts as such.
+        title: over the panels.
+    """
+    figure = Figure(figsize=(8.4, 3.8), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
+    for place, ((name, rows), colour) in enumerate(zip(groups.items(), LINES, strict=False)):
+        left.scatter(100 * share[rows], values[rows], s=14, color=colour, alpha=0.75, linewidths=0, label=name)
+        right.boxplot(
+            values[rows],
+            positions=[place],
+            widths=0.55,
+            showmeans=True,
+            medianprops={"color": colour, "linewidth": 2},
+            meanprops={"marker": "D", "markerfacecolor": colour, "markeredgecolor": "white", "markersize": 6},
+            flierprops={"marker": ".", "markeredgecolor": colour},
+        )
+    left.set_xscale("log")
+    left.xaxis.set_major_formatter("{x:g} %")
+    left.set(xlabel="lesion's share of the frame", ylabel="Jaccard index", ylim=(-0.02, 1.02))
+    left.legend(fontsize=8, loc="lower right")
+    names = [f"{name}\nn = {rows.sum()}, mean {values[rows].mean():.3f}" for name, rows in groups.items()]
+    right.set_xticks(range(len(names)), names, fontsize=8)
+    right.set_xlabel("line: median, diamond: mean, box: quartiles", fontsize=8)
+    for axis in (left, right):
+        axis.axhline(failed, color="0.6", linestyle=":", linewidth=1)
+        axis.grid(alpha=0.25)
+    left.annotate(
+        f"below {failed}: failed",
+        (1, failed),
+        xycoords=("axes fraction", "data"),
+        ha="right",
+        va="bottom",
+        fontsize=7,
+    )
+    save(figure, path)
+
+
 def roc(path: Path, curves: Sequence[Curve], title: str) -> None:
     """ROC curves with their areas, the chance line and the operating points."""
     figure = Figure(figsize=(5.4, 5.4), layout="constrained")

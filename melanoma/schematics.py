@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import mode
 from typing import Any
 
-from melanoma import classifier, images, isic, phantom, plots
+from melanoma import backbones, classifier, images, isic, phantom, plots
 from melanoma import segnet as network
 
 import keras
@@ -26,7 +26,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Arc, FancyBboxPatch, Patch, Polygon, Rectangle
 
-SIZE, NETWORK_SIZE = 256, 200  # sides in pixels, the defaults of the scripts
+SIZE, NETWORK_SIZE = 256, 192  # sides in pixels, the defaults of the scripts
 BACKBONE = "densenet121"
 SEED = 26  # the phantom: an irregular lesion of several browns, clear of the frame
 
@@ -198,7 +198,8 @@ def segnet(path: Path) -> None:
         path: PNG to write.
     """
     image, mask = sample()
-    model = network.build(SIZE, NETWORK_SIZE, image.mean(axis=(0, 1)), image.std(axis=(0, 1)))
+    mean, std = image.mean(axis=(0, 1)).tolist(), image.std(axis=(0, 1)).tolist()
+    model = network.build(network.Design("segnet", NETWORK_SIZE, mean=mean, std=std), SIZE)
     figure, axis = canvas(14.52, 4.9)
     middle, side = 2.3, SIZE * PIXEL
     picture(axis, image, 0.15, middle, side, f"photograph\n{times(*model.input_shape[1:3])} RGB")
@@ -276,7 +277,7 @@ def densenet(path: Path) -> None:
     Args:
         path: PNG to write.
     """
-    backbone = classifier.build_backbone(BACKBONE, SIZE, classifier.NONE)
+    backbone = backbones.build(BACKBONE, SIZE, backbones.NONE, pooling="avg")
     head = classifier.build_head(backbone.output_shape[-1])
     model = classifier.assemble(BACKBONE, backbone, head)
     drawn = [Step("", "preprocessing", model.input_shape[1:], GREY), *steps(backbone), *steps(head)]
@@ -285,7 +286,7 @@ def densenet(path: Path) -> None:
     image, mask = sample()
     picture(axis, images.region_of_interest(image, mask, "mask")[0], 0.15, upper, 2.4, "masked photograph")
     arrow(axis, (2.6, upper), (2.9, upper))
-    name, half = classifier.applications()[BACKBONE].build.__name__, len(drawn) // 2
+    name, half = backbones.applications()[BACKBONE].build.__name__, len(drawn) // 2
     span = row(axis, drawn[:half], 2.95, upper)[backbone.name]
     bracket(axis, *span, upper + 1.42, f"{name}, {backbone.count_params():,} parameters")
     x = span[1]

@@ -35,8 +35,9 @@ EVALUATION = "evaluate.py"
 
 @dataclass(frozen=True)
 class File:
-    """One file of the contract. In names, {split} is train, val or test and {backbone} the classifier's.
+    """One file of the contract.
 
+    In names {split} is train, val or test, {backbone} the classifier's, {fold} nothing, or _fold1, _fold2 and so on.
     In shapes N is the number of images, S their side in pixels, and C the backbone's number of features.
     """
 
@@ -58,9 +59,15 @@ FILES = {
     ),
     "masks": File("arrays/{split}_masks.npy", PREPROCESSING, (SEGNET,), "uint8", ("N", "S", "S", 1), low=0, high=1),
     "labels": File(
-        "arrays/{split}_labels.npy", PREPROCESSING, (MASKING, CLASSIFIER, EVALUATION), "int8", ("N",), low=0, high=2
+        "arrays/{split}_labels.npy",
+        PREPROCESSING,
+        (SEGNET, MASKING, CLASSIFIER, EVALUATION),
+        "int8",
+        ("N",),
+        low=0,
+        high=2,
     ),
-    "segnet_weights": File("weights/segnet.weights.h5", SEGNET, ()),
+    "segnet_weights": File("weights/segnet{fold}.weights.h5", SEGNET, ()),
     "segnet_settings": File("weights/segnet.json", SEGNET, ()),
     "predicted": File("arrays/{split}_predicted.npy", SEGNET, (MASKING,), "uint8", ("N", "S", "S", 1), low=0, high=1),
     "masked": File("arrays/{split}_masked.npy", MASKING, (CLASSIFIER,), "uint8", ("N", "S", "S", 3), low=0, high=255),
@@ -219,6 +226,16 @@ class Store:
                     f"{path} is stale: {key} was made from another {source} than there is now: "
                     f"run {entry['script']} again"
                 )
+
+    def check(self, name: str, **fields: str) -> Path:
+        """Where a file of the contract lies, once it is seen to be whole and up to date.
+
+        Raises:
+            StageError: it is not.
+        """
+        path = self.path(name, **fields)
+        self._verify(name, path)
+        return path
 
     def rows(self, split: str) -> int:
         """How many images of a split this run works on: all, or the first `limit`."""

@@ -37,13 +37,18 @@ def preprocess(source: Path, folder: Path, *flags: str) -> None:
     run(stages.PREPROCESSING, folder, "--source", str(source), "--size", str(SIZE), "--jobs", "1", *flags)
 
 
+def outline(folder: Path, *flags: str) -> None:
+    small = ("--network", "segnet", "--network-size", str(SIZE), "--epochs", "1", "--no-turns")
+    run(stages.SEGNET, folder, *small, *flags)
+
+
 def classify(folder: Path, *flags: str) -> None:
     run(stages.CLASSIFIER, folder, "--backbone", BACKBONE, "--weights", "none", "--epochs", "1", *flags)
 
 
 def run_all(source: Path, folder: Path, train: str) -> None:
     preprocess(source, folder)
-    run(stages.SEGNET, folder, "--network-size", str(SIZE), "--epochs", "1")
+    outline(folder)
     run(stages.MASKING, folder)
     classify(folder, "--train", train)
     run(stages.EVALUATION, folder)

@@ -15,7 +15,7 @@ import pytest
 README = pipeline.ROOT / "README.md"
 FILE_NAME = re.compile(r"[\w/{},]+\.(?:weights\.h5|npy|json|png|csv)")
 COMMAND = re.compile(r"python (\w+\.py)([^`\n#|;&]*)")
-EXAMPLE = {"split": isic.SPLITS, "backbone": (pipeline.BACKBONE,)}
+EXAMPLE = {"split": isic.SPLITS, "backbone": (pipeline.BACKBONE,), "fold": ("",)}
 
 
 def docstring(script: str) -> str:
@@ -75,14 +75,14 @@ def test_docstring_names_the_files_that_the_contract_gives_the_script(script: st
 
 
 @pytest.mark.parametrize("script", pipeline.SCRIPTS)
-def test_files_of_the_docstring_lie_in_data_or_graphics(script: str) -> None:
+def test_files_of_the_docstring_lie_where_such_files_belong(script: str) -> None:
     for path in itertools.chain(*named_files(script).values()):
-        assert path.split("/")[0] in {"data", "graphics"}, path
+        assert path.split("/")[0] in {"data", "graphics", "pretrained"}, path
 
 
 def test_graphics_folder_holds_what_the_docstrings_announce(finished: Path) -> None:
     announced = {
-        path.replace("{backbone}", pipeline.BACKBONE)
+        path.replace("{backbone}", pipeline.BACKBONE).replace("{fold}", "")
         for script in pipeline.SCRIPTS
         for path in named_files(script)["Writes"]
         if path.startswith("graphics/")
@@ -94,9 +94,9 @@ def test_graphics_folder_holds_what_the_docstrings_announce(finished: Path) -> N
 def test_data_folder_holds_what_the_contract_announces(finished: Path) -> None:
     data = finished / "data"
     announced = {
-        file.path.format(split=split, backbone=backbone)
+        file.path.format(split=split, backbone=backbone, fold=fold)
         for file in stages.FILES.values()
-        for split, backbone in itertools.product(*EXAMPLE.values())
+        for split, backbone, fold in itertools.product(*EXAMPLE.values())
     }
     announced.remove(f"arrays/test_{pipeline.BACKBONE}_features.npy")  # of runs that train the head alone
     there = {path.relative_to(data).as_posix() for path in data.rglob("*") if path.is_file()}

@@ -3,7 +3,7 @@
 import io
 from collections.abc import Callable
 
-from melanoma import duplicates, images, isic, phantom
+from melanoma import augment, duplicates, images, isic, phantom
 from melanoma.duplicates import Match
 from melanoma.parallel import Workers
 
@@ -106,8 +106,8 @@ def test_block_size_does_not_matter(
 @pytest.mark.parametrize("variant", range(8))
 def test_turn_of_the_description_is_that_of_the_picture(photographs: list[Image.Image], variant: int) -> None:
     picture = thumbnail(photographs[0])
-    of_turned = duplicates.descriptor(duplicates.turned(picture, variant)).astype(int)
-    assert abs(of_turned - duplicates.turned(duplicates.descriptor(picture), variant)).max() <= 1
+    of_turned = duplicates.descriptor(augment.turned(picture, variant)).astype(int)
+    assert abs(of_turned - augment.turned(duplicates.descriptor(picture), variant)).max() <= 1
 
 
 def test_score_of_a_picture_with_itself_and_with_its_negative(photographs: list[Image.Image]) -> None:

@@ -4,7 +4,7 @@ import math
 from functools import partial
 from pathlib import Path
 
-from melanoma import classifier, segnet
+from melanoma import backbones, classifier, segnet
 from melanoma.errors import InputError
 
 import keras
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 SIZE = 32
-mobilenet = partial(classifier.build_backbone, "mobilenet", SIZE)
+mobilenet = partial(backbones.build, "mobilenet", SIZE, pooling="avg")  # of weights
 
 
 def photographs(count: int = 2, size: int = SIZE) -> np.ndarray:
@@ -37,17 +37,35 @@ def weight_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize(("size", "network_size"), [(24, 24), (20, 16), (16, 32)])
-def test_segnet_gives_a_probability_for_every_pixel_of_its_input(size: int, network_size: int) -> None:
-    model = segnet.build(size, network_size, [120.0, 110, 100], [40.0, 30, 20])
+def small(size: int, network_size: int, mean: list[float], std: list[float]) -> keras.Model:
+    return segnet.build(segnet.Design("segnet", network_size, mean=mean, std=std), size)
+
+
+@pytest.mark.parametrize(
+    ("network", "size", "network_size"),
+    [
+        (segnet.Design("segnet", 24, mean=[120.0, 110, 100], std=[40.0, 30, 20]), 24, 24),
+        (segnet.Design("segnet", 16, mean=[120.0, 110, 100], std=[40.0, 30, 20]), 20, 16),
+        (segnet.Design("segnet", 32, mean=[120.0, 110, 100], std=[40.0, 30, 20]), 16, 32),
+        (segnet.Design("segnet_vgg16", 32, "vgg16", "torch"), 40, 32),
+        (segnet.Design("unet", 48, "mobilenetv2"), 40, 48),
+        (segnet.Design("unet", 96, "xception"), 64, 96),
+        (segnet.Design("unet", 32, "densenet121"), 32, 32),
+    ],
+    ids=lambda value: f"{value.network}-{value.backbone}" if isinstance(value, segnet.Design) else str(value),
+)
+def test_network_gives_a_probability_for_every_pixel_of_its_input(
+    network: segnet.Design, size: int, network_size: int
+) -> None:
+    model = segnet.build(network, size)
     probability = model.predict_on_batch(photographs(2, size))
-    assert probability.shape == (2, size, size, 1)
+    assert probability.shape == (2, size, size, 1) and probability.dtype == np.float32
     assert probability.min() >= 0 and probability.max() <= 1 and probability.std() > 0
 
 
 def test_segnet_standardises_inside() -> None:
     mean, std = [150.0, 120, 100], [40.0, 30, 20]
-    inside, plain = segnet.build(16, 16, mean, std), segnet.build(16, 16, [0.0] * 3, [1.0] * 3)
+    inside, plain = small(16, 16, mean, std), small(16, 16, [0.0] * 3, [1.0] * 3)
     plain.set_weights(inside.get_weights())
     images = photographs(2, 16)
     by_hand = plain.predict_on_batch(((images - mean) / std).astype(np.float32))
@@ -56,14 +74,78 @@ def test_segnet_standardises_inside() -> None:
 
 
 def test_segnet_takes_bytes_as_it_takes_floats() -> None:
-    model, images = segnet.build(16, 16, [120.0] * 3, [40.0] * 3), photographs(2, 16)
+    model, images = small(16, 16, [120.0] * 3, [40.0] * 3), photographs(2, 16)
     assert np.allclose(model.predict_on_batch(images.astype(np.uint8)), model.predict_on_batch(images), atol=1e-6)
 
 
-@pytest.mark.parametrize("network_size", [20, 4, 201])
-def test_network_size_must_fit_the_stages(network_size: int) -> None:
-    with pytest.raises(ValueError, match=f"{network_size} is not a multiple of 8"):
-        segnet.build(24, network_size, [0.0] * 3, [1.0] * 3)
+@pytest.mark.parametrize(
+    ("network", "size", "stride"), [("segnet", 20, 8), ("segnet", 4, 8), ("segnet", 201, 8), ("segnet_vgg16", 48, 32)]
+)
+def test_network_size_must_fit_the_stages(network: str, size: int, stride: int) -> None:
+    with pytest.raises(InputError, match=f"{size} is not a multiple of {stride}"):
+        segnet.build(segnet.Design(network, size, mean=[0.0] * 3, std=[1.0] * 3), 24)
+
+
+def test_maxima_and_their_indices_by_hand() -> None:
+    x = np.array([[1, 2, 5, 5], [4, 3, 0, -1]], np.float32).reshape(1, 2, 4, 1)
+    maxima, indices = segnet.MaxPoolingWithIndices()(x)
+    assert np.asarray(maxima).ravel().tolist() == [4, 5]
+    assert np.asarray(indices).ravel().tolist() == [2, 0]  # of equal ones the first
+
+
+def test_unpooling_puts_values_back_where_they_came_from() -> None:
+    x = np.random.default_rng(0).random((2, 4, 6, 3), np.float32)
+    maxima, indices = segnet.MaxPoolingWithIndices()(x)
+    assert np.array_equal(maxima, keras.layers.MaxPooling2D()(x))
+    back = np.asarray(segnet.MaxUnpooling()(maxima, indices))
+    assert np.count_nonzero(back) == back.size / 4
+    assert np.array_equal(back[back > 0], x[back > 0])
+
+
+def test_vgg16_decoder_mirrors_its_encoder() -> None:
+    model = segnet.build(segnet.Design("segnet_vgg16", 32, "vgg16"), 32)
+    filters = [layer.filters for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
+    encoder = [64] * 2 + [128] * 2 + [256] * 3 + [512] * 6
+    assert filters == [*encoder, *encoder[-2:0:-1], 64, 64, 1]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "sides"),
+    [
+        ("mobilenetv2", [96, 48, 24, 12, 6]),
+        ("xception", [93, 47, 24, 12, 6]),
+        ("densenet121", [96, 48, 24, 12, 6]),
+        ("efficientnetb0", [96, 48, 24, 12, 6]),
+    ],
+)
+def test_skip_connections_leave_from_every_level(backbone: str, sides: list[int]) -> None:
+    assert [skip.shape[1] for skip in segnet.skips(backbones.build(backbone, 192, "none"))] == sides
+
+
+def test_backbone_of_the_unet_starts_with_the_weights_given(weight_file: Path) -> None:
+    model = segnet.build(segnet.Design("unet", SIZE, "mobilenet"), SIZE, str(weight_file))
+    (encoder,) = (layer for layer in model.layers if isinstance(layer, keras.Model))
+    expected = mobilenet(str(weight_file)).get_layer("conv1").get_weights()[0]
+    assert np.array_equal(encoder.get_layer("conv1").get_weights()[0], expected)
+
+
+@pytest.mark.parametrize("loss", segnet.LOSSES.values(), ids=list(segnet.LOSSES))
+def test_losses_are_of_each_image_and_near_zero_for_its_mask(loss: segnet.Loss) -> None:
+    truth = np.zeros((2, 8, 8, 1), np.float32)
+    truth[0, :4], truth[1, :2] = 1, 1
+    assert np.asarray(loss(truth, truth)).shape == (2,)
+    assert np.asarray(loss(truth, truth)) == pytest.approx([0, 0], abs=1e-4)
+    assert (np.asarray(loss(truth, 1 - truth)) > 0.9).all()
+    both, alone = np.asarray(loss(truth, truth * 0.8)), np.asarray(loss(truth[1:], truth[1:] * 0.8))
+    assert both[1] == pytest.approx(alone[0], abs=1e-6)  # the other image of the batch does not matter
+
+
+def test_tversky_by_hand() -> None:
+    truth = np.array([1, 1, 1, 1, 0, 0, 0, 0], np.float32).reshape(1, 2, 4, 1)
+    predicted = np.array([1, 1, 0, 0, 1, 0, 0, 0], np.float32).reshape(1, 2, 4, 1)
+    index = 2 / (2 + 0.7 * 2 + 0.3 * 1)  # 2 hits, 2 missed, 1 false
+    assert np.asarray(segnet.tversky(truth, predicted)) == pytest.approx([1 - index], rel=1e-5)
+    assert np.asarray(segnet.focal_tversky(truth, predicted)) == pytest.approx([(1 - index) ** 0.75], rel=1e-5)
 
 
 def test_loss_of_each_image_by_hand() -> None:
@@ -96,18 +178,18 @@ def test_watched_jaccard_is_that_of_each_image() -> None:
     ],
 )
 def test_backbones_go_by_several_spellings(text: str, name: str) -> None:
-    assert classifier.backbone_name(text) == name
+    assert backbones.name_of(text) == name
 
 
 def test_unknown_backbone_is_refused_with_the_known_ones() -> None:
     with pytest.raises(InputError, match=r"'mobilenet_v9'.*mobilenetv2"):
-        classifier.backbone_name("mobilenet_v9")
+        backbones.name_of("mobilenet_v9")
 
 
 @pytest.mark.parametrize("name", ["mobilenet", "densenet121", "vgg16"])  # one of each kind of preprocessing
 def test_preprocessing_is_inside_the_model(name: str) -> None:
     module = {"mobilenet": "mobilenet", "densenet121": "densenet", "vgg16": "vgg16"}[name]
-    backbone = classifier.build_backbone(name, SIZE, "none")
+    backbone = backbones.build(name, SIZE, "none", pooling="avg")
     images = photographs()
     by_hand = getattr(keras.applications, module).preprocess_input(images.copy())
     expected = backbone.predict_on_batch(by_hand)
@@ -117,7 +199,7 @@ def test_preprocessing_is_inside_the_model(name: str) -> None:
 
 
 def test_classifier_is_the_head_on_the_extracted_features() -> None:
-    backbone = classifier.build_backbone("vgg16", SIZE, "none")
+    backbone = backbones.build("vgg16", SIZE, "none", pooling="avg")
     head = classifier.build_head(backbone.output_shape[-1])
     images = photographs()
     features = classifier.extractor("vgg16", backbone).predict_on_batch(images)
@@ -147,7 +229,7 @@ def test_batch_normalisation_is_frozen_with_given_weights_only(weight_file: Path
 @pytest.mark.filterwarnings("ignore:Skipping nested container:UserWarning")
 def test_weights_of_another_architecture_are_refused(weight_file: Path) -> None:
     with pytest.raises(InputError, match=r"mobilenet\.weights\.h5 does not fit mobilenetv2"):
-        classifier.build_backbone("mobilenetv2", SIZE, str(weight_file))
+        backbones.build("mobilenetv2", SIZE, str(weight_file))
 
 
 @pytest.mark.filterwarnings("ignore:Skipping nested container:UserWarning")
@@ -175,4 +257,4 @@ def test_missing_weights_are_told(tmp_path: Path) -> None:
 
 def test_image_too_small_for_the_backbone_is_told() -> None:
     with pytest.raises(InputError, match="mobilenet with images of 16 pixels"):
-        classifier.build_backbone("mobilenet", 16, "none")
+        backbones.build("mobilenet", 16, "none")

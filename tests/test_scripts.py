@@ -93,7 +93,7 @@ def test_finished_chain_has_every_file_of_the_contract(finished: Path, name: str
     if name == "features":
         splits.remove("test")  # needed only where the head alone is trained
     for split in splits:
-        fields = {"split": split, "backbone": pipeline.BACKBONE}
+        fields = {"split": split, "backbone": pipeline.BACKBONE, "fold": ""}
         path = store.path(name, **fields)
         assert path.stat().st_size > 0
         assert store.manifest[path.relative_to(finished / "data").as_posix()]["script"] == file.writer
@@ -279,7 +279,7 @@ def test_network_size_that_does_not_fit_is_bad_usage(
     own_chain: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = array_bytes(own_chain)
-    assert exit_code(monkeypatch, stages.SEGNET, *places(own_chain), "--network-size", "30") == 2
+    assert exit_code(monkeypatch, stages.SEGNET, *places(own_chain), "--network", "segnet", "--network-size", "30") == 2
     assert "--network-size" in capsys.readouterr().err
     assert array_bytes(own_chain) == before
 

@@ -1,6 +1,8 @@
 """The training loop, its batches, and prediction."""
 
 import math
+import platform
+import resource
 from pathlib import Path
 
 from melanoma import segnet, training
@@ -47,6 +49,7 @@ def fit_dense(
     *,
     epochs: int = 3,
     learning_rate: float = 0.1,
+    averaging: float = 0.0,
     start: float = -math.inf,
 ) -> training.Training:
     """Fits to the batches' targets and keeps the best weights at `path`."""
@@ -64,6 +67,7 @@ def fit_dense(
         monitor="closeness",
         epochs=epochs,
         learning_rate=learning_rate,
+        averaging=averaging,
         patience=5,
         save=save,
         start=start,
@@ -143,7 +147,7 @@ def test_labels_are_left_alone_and_so_are_the_arrays_given() -> None:
 def test_fit_lowers_the_loss_of_segnet_on_eight_images(tmp_path: Path) -> None:
     keras.utils.set_random_seed(0)
     images, masks = lesions(8)
-    model = segnet.build(SIZE, SIZE, [80.0] * 3, [60.0] * 3)
+    model = segnet.build(segnet.Design("segnet", SIZE, mean=[80.0] * 3, std=[60.0] * 3), SIZE)
     path = tmp_path / "segnet.weights.h5"
 
     def save() -> Path:
@@ -159,6 +163,7 @@ def test_fit_lowers_the_loss_of_segnet_on_eight_images(tmp_path: Path) -> None:
         monitor="jaccard",
         epochs=10,
         learning_rate=5e-3,
+        averaging=0.0,
         patience=10,
         save=save,
     )
@@ -203,6 +208,35 @@ def test_loss_of_nan_stops_the_run_and_keeps_the_best_weights(tmp_path: Path) ->
     kept.load_weights(path)
     assert all(np.isfinite(value).all() for value in kept.get_weights())
     assert not np.array_equal(kept.get_weights()[0], dense().get_weights()[0])
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
+def test_freed_memory_is_kept_for_the_next_step() -> None:
+    def activations() -> int:
+        return len(b"x" * (1 << 26))
+
+    activations()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    assert sum(activations() for _ in range(4)) == 1 << 28
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 1000  # of 65,536 pages
+
+
+def test_average_of_the_weights_is_kept_where_asked(tmp_path: Path) -> None:
+    plain, averaged = dense(), dense()
+    for model, averaging in ((plain, 0.0), (averaged, 0.9)):
+        path = tmp_path / f"{averaging}.weights.h5"
+        fit_dense(model, training.Batches(*regression(), 4, seed=0), path, averaging=averaging)
+    start = dense().get_weights()[0]
+    moved = [abs(model.get_weights()[0] - start).mean() for model in (plain, averaged)]
+    assert 0 < moved[1] < 0.9 * moved[0]  # an average lags behind
+
+
+def test_learning_rate_rises_and_falls() -> None:
+    schedule = training.schedule(0.5, steps=40)
+    values = [float(schedule(step)) for step in range(41)]
+    assert 0 < values[0] < 0.3 and max(values) == pytest.approx(0.5)
+    assert int(np.argmax(values)) == 2 and values[-1] == pytest.approx(0, abs=1e-6)
+    assert all(np.diff(values[2:]) < 0)
 
 
 def test_prediction_with_a_ragged_last_batch_equals_keras_prediction() -> None:

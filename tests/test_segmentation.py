@@ -1,0 +1,189 @@
+"""The second script beyond one plain run: folds, switches, and the network that comes with the scripts."""
+
+import json
+from pathlib import Path
+
+from melanoma import augment, folds, masks, pretrained, segnet, stages, training
+from melanoma.errors import InputError
+
+import h5py
+import keras
+import numpy as np
+import pipeline
+import pytest
+from pipeline import array_bytes, exit_code, places, reader
+
+
+def network(folder: Path, fold: str = "") -> keras.Model:
+    """The network of a finished run."""
+    store = reader(folder)
+    settings = json.loads(store.path("segnet_settings").read_text())
+    model = segnet.build(segnet.Design(**settings["design"]), pipeline.SIZE)
+    model.load_weights(store.path("segnet_weights", fold=fold))
+    return model
+
+
+def settings(folder: Path) -> dict:
+    return json.loads(reader(folder).path("segnet_settings").read_text())
+
+
+def report(folder: Path) -> dict:
+    return json.loads((folder / "graphics" / "segmentation.json").read_text())
+
+
+@pytest.fixture
+def shipped(own_chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A chain whose network is packed as the pretrained one."""
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path / "pretrained")
+    monkeypatch.setattr(pretrained, "WEIGHTS", tmp_path / "pretrained" / "segnet.weights.h5")
+    monkeypatch.setattr(pretrained, "SETTINGS", tmp_path / "pretrained" / "segnet.json")
+    pretrained.main(pretrained.parser().parse_args(places(own_chain)))
+    return own_chain
+
+
+def test_masks_of_train_come_from_the_network_that_has_not_seen_them(own_chain: Path) -> None:
+    pipeline.outline(own_chain, "--folds", "2", "--no-clean", "--threshold", "0.5")
+    store = reader(own_chain)
+    assigned = folds.assign(store.load("ids", split="train").tolist(), 2, seed=0)
+    models = [network(own_chain, fold) for fold in ("_fold1", "_fold2")]
+    for split, own in (("train", assigned), ("val", None)):
+        images = store.load("images", split=split)
+        found = [masks.probabilities([model], images, False) for model in models]
+        expected = np.mean(found, axis=0) if own is None else np.stack([found[k][row] for row, k in enumerate(own)])
+        agreement = (masks.outline(expected, 0.5, False) == store.load("predicted", split=split)).mean()
+        assert agreement > 0.999, split
+        other = np.stack([found[1 - k][row] for row, k in enumerate(assigned)]) if own is not None else found[0]
+        assert (masks.outline(other, 0.5, False) == store.load("predicted", split=split)).mean() < 0.99
+    assert len(settings(own_chain)["training"]) == 2
+
+
+def test_networks_of_folds_are_trained_without_the_photographs_of_their_fold(
+    own_chain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, fit = [], training.fit
+
+    def watch(model: keras.Model, train: training.Batches, *rest: object, **more: object) -> training.Training:
+        seen.append(train.rows.tolist())
+        return fit(model, train, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(training, "fit", watch)
+    pipeline.outline(own_chain, "--folds", "2")
+    ids = reader(own_chain).load("ids", split="train").tolist()
+    assigned = folds.assign(ids, 2, seed=0)
+    photographs = [row for row, name in enumerate(ids) if augment.COPY not in name]
+    assert seen == [[row for row in photographs if assigned[row] != fold] for fold in (0, 1)]
+    weights = reader(own_chain).path("segnet_weights", fold="").parent
+    assert {path.name for path in weights.glob("segnet*.h5")} == {f"segnet_fold{k}.weights.h5" for k in (1, 2)}
+
+
+def test_half_precision_in_computation_leaves_results_of_full_precision(own_chain: Path) -> None:
+    pipeline.outline(own_chain, "--precision", "mixed_bfloat16")
+    pipeline.run(stages.MASKING, own_chain)
+    pipeline.classify(own_chain, "--precision", "mixed_bfloat16")
+    assert reader(own_chain).load("probabilities", split="val").dtype == np.float32
+    assert np.isfinite(reader(own_chain).load("probabilities", split="val")).all()
+    keras.config.set_dtype_policy("float32")
+
+
+def test_figures_of_another_run_are_not_packed(shipped: Path) -> None:
+    pipeline.run(stages.SEGNET, shipped, "--pretrained", "--no-turns")
+    with pytest.raises(InputError, match="is not of the network"):
+        pretrained.main(pretrained.parser().parse_args(places(shipped)))
+
+
+def test_more_folds_than_photographs_are_bad_usage(
+    own_chain: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], logging_restored: None
+) -> None:
+    assert exit_code(monkeypatch, stages.SEGNET, *places(own_chain), "--network", "segnet", "--folds", "99") == 2
+    assert "--folds: 24 photographs make no 99 folds" in capsys.readouterr().err
+
+
+def test_threshold_is_chosen_on_validation_saved_and_used(finished: Path) -> None:
+    store = reader(finished)
+    probability = masks.probabilities([network(finished)], store.load("images", split="val"), False)
+    truth = np.array(store.load("masks", split="val"))
+    chosen = settings(finished)["threshold"]
+    assert chosen == pytest.approx(masks.choose_threshold(truth, probability, True))
+    expected = masks.outline(probability, chosen, True)
+    assert (expected == store.load("predicted", split="val")).mean() > 0.999
+
+
+def test_threshold_given_is_used(own_chain: Path) -> None:
+    pipeline.outline(own_chain, "--threshold", "0.99", "--no-clean")
+    store = reader(own_chain)
+    probability = masks.probabilities([network(own_chain)], store.load("images", split="val"), False)
+    assert (masks.outline(probability, 0.99, False) == store.load("predicted", split="val")).mean() > 0.999
+    assert settings(own_chain)["threshold"] == 0.99
+
+
+def test_report_tells_effects_and_costs(finished: Path) -> None:
+    found = report(finished)
+    assert len(found["effects_on_validation"]) == 8
+    assert found["cost"]["weights"] == network(finished).count_params()
+    assert found["cost"]["seconds_per_epoch"] > 0 and found["images_per_second"] > 0
+
+
+def test_pretrained_network_gives_the_masks_that_it_gave_when_it_was_packed(shipped: Path) -> None:
+    before = {split: np.array(reader(shipped).load("predicted", split=split)) for split in pipeline.COUNTS}
+    reader(shipped).path("segnet_weights", fold="").unlink()
+    pipeline.run(stages.SEGNET, shipped, "--pretrained", "--no-turns")
+    for split, masks_before in before.items():
+        assert (masks_before == reader(shipped).load("predicted", split=split)).mean() > 0.99
+    assert report(shipped)["splits"]["val"]["n"] == pipeline.COUNTS["val"]
+
+
+def test_packed_kernels_are_of_half_precision_and_the_rest_is_not(shipped: Path) -> None:
+    kinds: dict[bool, set[str]] = {True: set(), False: set()}
+
+    def look(_: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset):
+            kinds[item.ndim > 1].add(str(item.dtype))
+
+    with h5py.File(pretrained.WEIGHTS) as file:
+        file.visititems(look)
+    assert kinds[True] == {"float16"} and "float16" not in kinds[False]
+    assert pretrained.WEIGHTS.stat().st_size < reader(shipped).path("segnet_weights", fold="").stat().st_size
+    facts = json.loads(pretrained.SETTINGS.read_text())
+    assert {"design", "threshold", "data", "machine", "versions", "settings"} <= facts.keys()
+
+
+def test_value_beyond_half_precision_is_not_packed(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["kernel"] = np.full((2, 2), 1e6, np.float32)
+    with pytest.raises(InputError, match="kernel has values beyond float16"):
+        pretrained.halve(tmp_path / "a.h5", tmp_path / "b.h5")
+
+
+@pytest.mark.parametrize(("spoil", "message"), [("missing", "are needed"), ("changed", "SHA-256")])
+def test_pretrained_network_that_is_not_whole_is_refused(
+    spoil: str,
+    message: str,
+    shipped: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    logging_restored: None,
+) -> None:
+    before = array_bytes(shipped)
+    if spoil == "missing":
+        pretrained.WEIGHTS.unlink()
+    else:
+        content = bytearray(pretrained.WEIGHTS.read_bytes())
+        content[len(content) // 2] ^= 1
+        pretrained.WEIGHTS.write_bytes(content)
+    assert exit_code(monkeypatch, stages.SEGNET, *places(shipped), "--pretrained") == 2
+    assert message in capsys.readouterr().err
+    assert array_bytes(shipped) == before
+
+
+def test_flags_of_training_go_not_with_the_pretrained_network(
+    shipped: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], logging_restored: None
+) -> None:
+    flags = ("--pretrained", "--network", "segnet", "--epochs", "3")
+    assert exit_code(monkeypatch, stages.SEGNET, *places(shipped), *flags) == 2
+    assert "leave out --network, --epochs" in capsys.readouterr().err
+
+
+def test_several_networks_are_not_packed(shipped: Path) -> None:
+    pipeline.outline(shipped, "--folds", "2")
+    with pytest.raises(InputError, match="--folds or --limit"):
+        pretrained.main(pretrained.parser().parse_args(places(shipped)))
