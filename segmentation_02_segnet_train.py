@@ -45,7 +45,7 @@ import numpy as np
 NETWORK = "unet"
 BACKBONE = "mobilenetv2"
 NETWORK_SIZE = 192  # pixels
-EPOCHS = 20
+EPOCHS = 14
 BATCH_SIZE = 16
 LEARNING_RATE = 1e-3
 AVERAGING = 0.99

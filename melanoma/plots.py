@@ -119,15 +119,16 @@ def jaccard(
     left.xaxis.set_major_formatter("{x:g} %")
     left.set(xlabel="lesion's share of the frame", ylabel="Jaccard index", ylim=(-0.02, 1.02))
     left.legend(fontsize=8, loc="lower right")
-    names = [f"{name}\nn = {rows.sum()}, mean {values[rows].mean():.3f}" for name, rows in groups.items()]
-    right.set_xticks(range(len(names)), names, fontsize=8)
+    names = [name.replace(" ", "\n") for name in groups]
+    counts = [f"n = {rows.sum()}\nmean {values[rows].mean():.3f}" for rows in groups.values()]
+    right.set_xticks(range(len(names)), map("\n".join, zip(names, counts, strict=True)), fontsize=8)
     right.set_xlabel("line: median, diamond: mean, box: quartiles", fontsize=8)
     for axis in (left, right):
         axis.axhline(failed, color="0.6", linestyle=":", linewidth=1)
         axis.grid(alpha=0.25)
     left.annotate(
         f"below {failed}: failed",
-        (1, failed),
+        (0.99, failed),
         xycoords=("axes fraction", "data"),
         ha="right",
         va="bottom",
