@@ -24,7 +24,7 @@ demo: $(ENVIRONMENT)/requirements.installed  ## the five scripts on a drawn samp
 	@rm -rf $(DEMO)
 	$(RUN) -m melanoma.phantom --out $(DEMO)/source
 	$(RUN) segmentation_01_preprocessing.py --source $(DEMO)/source $(IN_DEMO) --size 96
-	$(RUN) segmentation_02_segnet_train.py $(IN_DEMO) --network segnet --network-size 64 --epochs 10
+	$(RUN) segmentation_02_segnet_train.py $(IN_DEMO) --network segnet --network-size 64 --epochs 16 --averaging 0.9
 	$(RUN) image_mask_array.py $(IN_DEMO)
 	$(RUN) densenet_train.py $(IN_DEMO) --weights none --epochs 12 --learning-rate 1e-3
 	$(RUN) evaluate.py $(IN_DEMO)
