@@ -3,7 +3,7 @@
     python -m melanoma.pretrained [--data data] [--graphics graphics]
 
 makes them from the last run of segmentation_02_segnet_train.py: pretrained/segnet.weights.h5, kernels as float16, and
-pretrained/segnet.json with design, threshold, figures, data, command, seed, machine and versions.
+pretrained/segnet.json with design, threshold, figures, data, settings and seed, machine and versions.
 """
 
 import argparse

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from melanoma import augment, folds, masks, pretrained, segnet, stages, training
 from melanoma.errors import InputError
@@ -62,9 +63,9 @@ def test_networks_of_folds_are_trained_without_the_photographs_of_their_fold(
 ) -> None:
     seen, fit = [], training.fit
 
-    def watch(model: keras.Model, train: training.Batches, *rest: object, **more: object) -> training.Training:
+    def watch(model: keras.Model, train: training.Batches, *rest: Any, **more: Any) -> training.Training:
         seen.append(train.rows.tolist())
-        return fit(model, train, *rest, **more)  # type: ignore[arg-type]
+        return fit(model, train, *rest, **more)
 
     monkeypatch.setattr(training, "fit", watch)
     pipeline.outline(own_chain, "--folds", "2")
