@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator
 
 DPI = 150
 SHEET_DPI = 120  # shows a 256-pixel photograph pixel by pixel in its tile
@@ -116,7 +117,9 @@ def jaccard(
             flierprops={"marker": ".", "markeredgecolor": colour},
         )
     left.set_xscale("log")
+    left.xaxis.set_major_locator(FixedLocator([0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]))
     left.xaxis.set_major_formatter("{x:g} %")
+    left.minorticks_off()
     left.set(xlabel="lesion's share of the frame", ylabel="Jaccard index", ylim=(-0.02, 1.02))
     left.legend(fontsize=8, loc="lower right")
     names = [name.replace(" ", "\n") for name in groups]
