@@ -108,6 +108,11 @@ def design_of(store: stages.Store, arguments: argparse.Namespace) -> segnet.Desi
     return segnet.Design(arguments.network, arguments.network_size, backbone, arguments.scaling, mean, std)
 
 
+def photographs(store: stages.Store) -> np.ndarray:
+    """Whether each row of train is a photograph, and no augmented copy of one: bool (N,)."""
+    return np.array([augment.original(name) == name for name in store.load("ids", split="train").tolist()])
+
+
 def train(
     store: stages.Store, arguments: argparse.Namespace, design: segnet.Design, rows: np.ndarray, fold: str
 ) -> tuple[keras.Model, training.Training]:
@@ -154,12 +159,12 @@ def train_all(
 ) -> tuple[list[keras.Model], dict[str, Any]]:
     """Trains a network for every fold; returns them and what to note of them."""
     design = design_of(store, arguments)
-    photographs = np.array([augment.original(name) == name for name in store.load("ids", split="train").tolist()])
+    learnable = photographs(store)
     models: list[keras.Model] = []
     notes: list[dict[str, Any]] = []
     names = [f"_fold{number + 1}" for number in range(arguments.folds)] if arguments.folds > 1 else [""]
     for number, fold in enumerate(names):
-        seen = photographs & (fold_of_row != number) if arguments.folds > 1 else photographs
+        seen = learnable & (fold_of_row != number) if arguments.folds > 1 else learnable
         model, result = train(store, arguments, design, np.flatnonzero(seen), fold)
         models.append(model)
         notes.append({"best_epoch": result.best_epoch, "history": result.history, "seconds": result.seconds})
@@ -215,8 +220,9 @@ def write_masks(
 
 
 def score(store: stages.Store, split: str, seed: int) -> dict[str, Any]:
-    """Mean of the challenge's figures over the images of a split, with 95 % intervals."""
-    values = metrics.per_image(store.load("masks", split=split), store.load("predicted", split=split))
+    """Mean of the challenge's figures over the photographs of a split, with 95 % intervals."""
+    rows = np.flatnonzero(photographs(store)) if split == "train" else slice(None)
+    values = metrics.per_image(store.load("masks", split=split)[rows], store.load("predicted", split=split)[rows])
 
     def means(rows: np.ndarray) -> dict[str, float | None]:
         return {name: float(column[rows].mean()) for name, column in values.items()}
@@ -290,9 +296,11 @@ def main(arguments: argparse.Namespace) -> None:
     write_masks(store, arguments, models, threshold, fold_of_row)
     scores = {}
     for split in splits:
-        if split != "train" and store.has("masks", split=split):
+        if split == "train" and len(models) == 1:
+            continue  # it has seen them: no measure of anything
+        if store.has("masks", split=split):
             scores[split] = score(store, split, arguments.seed)
-        elif split != "train":
+        else:
             log.info("%s has no lesion masks: predicted, not scored", split)
     for name in (OVERLAYS, JACCARD):
         (arguments.graphics / name).unlink(missing_ok=True)
@@ -301,7 +309,8 @@ def main(arguments: argparse.Namespace) -> None:
     report = {"splits": scores, **after, **facts, "peak_memory_gib": command.peak_memory()}
     stages.write_json(arguments.graphics / "segmentation.json", report | store.provenance())
     for split, scored in scores.items():
-        log.info("\nLesion masks of %s, n = %d", split, scored["n"])
+        note = ", each by the network that had not seen it" if split == "train" else ""
+        log.info("\nLesion masks of %s, n = %d%s", split, scored["n"], note)
         for line in command.table(scored["figures"], scored["intervals"]):
             log.info("%s", line)
 

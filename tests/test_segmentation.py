@@ -56,6 +56,15 @@ def test_masks_of_train_come_from_the_network_that_has_not_seen_them(own_chain: 
         other = np.stack([found[1 - k][row] for row, k in enumerate(assigned)]) if own is not None else found[0]
         assert (masks.outline(other, 0.5, False) == store.load("predicted", split=split)).mean() < 0.99
     assert len(settings(own_chain)["training"]) == 2
+    photographs = np.array([augment.COPY not in name for name in store.load("ids", split="train").tolist()])
+    truth, predicted = (store.load(name, split="train")[photographs] for name in ("masks", "predicted"))
+    scored = report(own_chain)["splits"]["train"]
+    assert scored["n"] == pipeline.COUNTS["train"]
+    assert scored["figures"]["jaccard"] == pytest.approx(masks.mean_jaccard(truth, predicted))
+
+
+def test_masks_of_photographs_that_the_network_learnt_from_are_not_scored(finished: Path) -> None:
+    assert set(report(finished)["splits"]) == {"val", "test"}
 
 
 def test_networks_of_folds_are_trained_without_the_photographs_of_their_fold(
