@@ -60,7 +60,7 @@ def plan(records: list[isic.Record], split: str, times: float) -> list[Row]:
     rows: list[Row] = [(record, None) for record in records]
     if split == "train" and records[0].label is not None:
         labels = np.array([record.label for record in records])
-        for number, row in enumerate(augment.copies(labels, (isic.MELANOMA, isic.KERATOSIS), times), start=1):
+        for number, row in enumerate(augment.copies(labels, isic.RANKED, times), start=1):
             rows.append((records[row], number))
     return rows
 
@@ -109,7 +109,7 @@ def draw_copies(store: stages.Store, path: Path) -> None:
     ids, labels = store.load("ids", split="train"), store.load("labels", split="train")
     photographs, masks = store.load("images", split="train"), store.load("masks", split="train")
     tiles = []
-    for label in (isic.MELANOMA, isic.KERATOSIS):
+    for label in isic.RANKED:
         for original in np.flatnonzero(labels == label)[:2]:
             family = [row for row, name in enumerate(ids) if augment.original(name) == ids[original]][:4]
             titles = [f"{isic.CLASSES[label]}, {ids[original]}", *["copy"] * 3]

@@ -12,6 +12,7 @@ DPI = 150
 SHEET_DPI = 120  # shows a 256-pixel photograph pixel by pixel in its tile
 TRUTH, PREDICTION = "#00e5ff", "#ffd400"  # outlines: cyan and yellow stand out from skin, and from each other in grey
 LINES = ("#1b6ca8", "#d1495b", "#3a7d44")  # blue, red, green; distinct for the commonest colour blindness too
+STYLES = ("-", "--", "-.", ":")
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,15 @@ class Tile:
 
 @dataclass(frozen=True)
 class Curve:
-    """One class's ROC curve."""
+    """A line through the unit square, and the points on it at chosen thresholds."""
 
-    name: str
-    rates: tuple[np.ndarray, np.ndarray]  # 1 - specificity, sensitivity
-    operating_point: np.ndarray  # the two rates at the chosen threshold
+    label: str
+    x: np.ndarray
+    y: np.ndarray
+    points: Sequence[tuple[float, float]] = ()
+    band: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # x, lower y, upper y
+    colour: int = 0  # place in LINES
+    style: int = 0  # place in STYLES
 
 
 def save(figure: Figure, path: Path, dpi: int = DPI) -> None:
@@ -140,21 +145,68 @@ def jaccard(
     save(figure, path)
 
 
-def roc(path: Path, curves: Sequence[Curve], title: str) -> None:
-    """ROC curves with their areas, the chance line and the operating points."""
+def unit_square(
+    path: Path, curves: Sequence[Curve], title: str, axes: tuple[str, str], diagonal: str = "", points: str = ""
+) -> None:
+    """Curves between 0 and 1: ROC, precision and recall, calibration.
+
+    Args:
+        path: PNG to write.
+        curves: with their bands and points.
+        title: over the curves.
+        axes: labels of x and y.
+        diagonal: what the line from (0, 0) to (1, 1) means; "": there is none.
+        points: what those of the curves are.
+    """
     figure = Figure(figsize=(5.4, 5.4), layout="constrained")
     axis = figure.subplots()
-    axis.plot([0, 1], [0, 1], color="0.6", linestyle="--", linewidth=1, label="chance, AUC 0.5")
-    for curve, colour in zip(curves, LINES, strict=False):
-        axis.plot(
-            *curve.rates, color=colour, linewidth=1.8, label=f"{curve.name}, AUC {np.trapezoid(*curve.rates[::-1]):.3f}"
-        )
-        axis.plot(*curve.operating_point, marker="o", color=colour, markeredgecolor="white", markersize=8)
-    axis.plot([], [], marker="o", color="0.4", linestyle="none", label="operating point")
-    axis.set(xlabel="1 - specificity", ylabel="sensitivity", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    if diagonal:
+        axis.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1, label=diagonal)
+    for curve in curves:
+        colour = LINES[curve.colour]
+        if curve.band:
+            axis.fill_between(*curve.band, color=colour, alpha=0.15, linewidth=0)
+        style = STYLES[curve.style % len(STYLES)]
+        axis.plot(curve.x, curve.y, color=colour, linewidth=1.8, linestyle=style, label=curve.label)
+        for x, y in curve.points:
+            axis.plot(x, y, marker="o", color=colour, markeredgecolor="white", markersize=8)
+    if points:
+        axis.plot([], [], marker="o", color="0.4", linestyle="none", label=points)
+    if any(curve.band for curve in curves):
+        axis.fill_between([], [], [], color="0.4", alpha=0.2, label="95 % band")
+    axis.set(xlabel=axes[0], ylabel=axes[1], xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     axis.set_title(title, fontsize=11)
     axis.grid(alpha=0.25)
-    axis.legend(loc="lower right", fontsize=8)
+    axis.legend(fontsize=8)
+    save(figure, path)
+
+
+def reliability(path: Path, classes: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], title: str) -> None:
+    """What probabilities promise against what comes true, and how many images promise it.
+
+    Args:
+        path: PNG to write.
+        classes: of each, mean probability, share that is of the class, and number of images of each bin; at most three.
+        title: over the panels.
+    """
+    figure = Figure(figsize=(5.4, 6.4), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
+    upper.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1, label="calibrated")
+    for place, ((name, (promised, found, counts)), colour) in enumerate(zip(classes.items(), LINES, strict=False)):
+        # Wilson's 95 % interval of a share: good for few images too.
+        z = 1.96
+        centre = (found + z**2 / (2 * counts)) / (1 + z**2 / counts)
+        half = z / (1 + z**2 / counts) * np.sqrt(found * (1 - found) / counts + z**2 / (4 * counts**2))
+        around = np.clip([found - centre + half, centre + half - found], 0, None)
+        upper.errorbar(promised, found, yerr=around, color=colour, marker="o", markersize=5, capsize=2, label=name)
+        lower.bar(promised + 0.012 * (2 * place - len(classes) + 1), counts, width=0.022, color=colour)
+    upper.set(ylabel="share that is of the class", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    lower.set(xlabel="probability given, mean of its bin", ylabel="images", yscale="symlog")
+    lower.yaxis.set_major_formatter("{x:g}")
+    for axis in (upper, lower):
+        axis.grid(alpha=0.25)
+    upper.legend(fontsize=8)
     save(figure, path)
 
 

@@ -133,6 +133,13 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(content, indent=1) + "\n")
 
 
+def plain(setting: Any) -> Any:
+    """A setting as JSON can hold it: paths as text."""
+    if isinstance(setting, list):
+        return [plain(one) for one in setting]
+    return str(setting) if isinstance(setting, Path) else setting
+
+
 class Store:
     """The files of one data folder, as one run of one script sees them.
 
@@ -150,7 +157,7 @@ class Store:
         """
         self.data = data
         self.script = script
-        self.settings = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+        self.settings = {name: plain(value) for name, value in settings.items()}
         self.limit: int | None = settings.get("limit")
         self.inputs: dict[str, str] = {}
         self.manifest_path = data / "manifest.json"

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from melanoma import isic, stages
+from melanoma import isic, metrics, stages
 
 import numpy as np
 import pandas as pd
@@ -149,12 +149,17 @@ def test_pictures_open_and_show_something(finished: Path) -> None:
 
 def test_metrics_have_counts_intervals_and_settings(finished: Path) -> None:
     report = json.loads((finished / "graphics" / "metrics.json").read_text())
-    assert set(report["splits"]) == {"val", "test"}
-    for split, scored in report["splits"].items():
+    assert set(report["systems"]) == {pipeline.BACKBONE}
+    splits = report["systems"][pipeline.BACKBONE]["splits"]
+    assert set(splits) == {"val", "test"}
+    for split, scored in splits.items():
         assert scored["n"] == pipeline.COUNTS[split] == sum(scored["of_each_class"].values())
-        assert np.sum(scored["class_confusion"]) == np.sum(scored["melanoma_confusion"]) == scored["n"]
+        for matrix in (scored["class_confusion"], *scored["melanoma_confusion"].values()):
+            assert np.sum(matrix) == scored["n"]
         assert set(scored["figures"]) == set(scored["intervals"])
-        assert {"melanoma auc", "melanoma f1", "melanoma weighted f1"} < set(scored["figures"])
+        assert {"melanoma auc", "melanoma f1, youden", "melanoma weighted f1, 90 % sensitivity", "mean auc"} < set(
+            scored["figures"]
+        )
         for name, value in scored["figures"].items():
             if value is not None:
                 low, high = scored["intervals"][name]
@@ -168,7 +173,10 @@ def test_thresholds_come_from_validation(finished: Path) -> None:
     assert saved["chosen_on"] == "val"
     probabilities = store.load("probabilities", split="val")
     for index in (isic.MELANOMA, isic.KERATOSIS):
-        assert np.isclose(probabilities[:, index], saved["thresholds"][isic.CLASSES[index]]).any()
+        truth = store.load("labels", split="val") == index
+        thresholds = saved["thresholds"][isic.CLASSES[index]]
+        assert thresholds == metrics.operating_points(truth, probabilities[:, index])
+        assert (probabilities[truth, index] >= thresholds[metrics.SENSITIVE]).mean() >= 0.9
 
 
 def test_segmentation_is_scored_where_there_are_masks(finished: Path) -> None:
@@ -179,9 +187,10 @@ def test_segmentation_is_scored_where_there_are_masks(finished: Path) -> None:
 
 def test_predictions_are_listed_by_id(finished: Path) -> None:
     table = pd.read_csv(finished / "graphics" / "predictions_test.csv")
-    assert table.columns.tolist() == ["image_id", *isic.CLASSES]
+    assert table.columns.tolist() == ["image_id", "melanoma", "seborrheic_keratosis"]
     assert table["image_id"].tolist() == reader(finished).load("ids", split="test").tolist()
-    assert np.allclose(table[list(isic.CLASSES)], reader(finished).load("probabilities", split="test"), atol=1e-6)
+    probabilities = reader(finished).load("probabilities", split="test")[:, list(isic.RANKED)]
+    assert np.allclose(table[["melanoma", "seborrheic_keratosis"]], probabilities, atol=1e-6)
 
 
 @pytest.mark.usefixtures("logging_restored")
@@ -305,7 +314,8 @@ def test_unlabelled_test_split_is_predicted_and_not_scored(own_source: Path, tmp
     assert store.has("features", split="test", backbone=pipeline.BACKBONE)
     table = pd.read_csv(graphics / "predictions_test.csv")
     assert table["image_id"].tolist() == store.load("ids", split="test").tolist()
-    assert set(json.loads((graphics / "metrics.json").read_text())["splits"]) == {"val"}
+    judged = json.loads((graphics / "metrics.json").read_text())["systems"][pipeline.BACKBONE]
+    assert set(judged["splits"]) == {"val"}
     assert set(json.loads((graphics / "segmentation.json").read_text())["splits"]) == {"val"}
     assert not list(graphics.glob("*_test.png"))
 
@@ -315,13 +325,14 @@ def test_evaluation_goes_on_where_a_class_is_absent(own_source: Path, tmp_path: 
         table = isic.label_file(own_source, split)
         table.write_text(table.read_text().replace(",1.0,", ",0.0,"))
     pipeline.preprocess(own_source, tmp_path)
-    store = stages.Store(tmp_path / "data", stages.CLASSIFIER, {})
+    store = stages.Store(tmp_path / "data", stages.CLASSIFIER, {"backbone": "uniform"})
     for split in ("val", "test"):
         uniform = np.full((store.rows(split), 3), 1 / 3, np.float32)
         store.save("probabilities", uniform, split=split)
     pipeline.run(stages.EVALUATION, tmp_path)
-    figures = json.loads((tmp_path / "graphics" / "metrics.json").read_text())["splits"]["test"]["figures"]
-    assert figures["melanoma auc"] is None and figures["melanoma specificity"] is not None
+    judged = json.loads((tmp_path / "graphics" / "metrics.json").read_text())["systems"]["uniform"]
+    figures = judged["splits"]["test"]["figures"]
+    assert figures["melanoma auc"] is None and figures["melanoma specificity, youden"] is not None
 
 
 def test_labels_that_went_away_leave_no_figures_behind(own_chain: Path, own_source: Path) -> None:
