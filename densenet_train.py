@@ -130,12 +130,11 @@ def main(arguments: argparse.Namespace) -> None:
     store = stages.Store(arguments.data, stages.CLASSIFIER, vars(arguments) | made_with)
     truth = diagnoses(store)
     masked = {split: store.load("masked", split=split) for split in store.splits()}
-    backbone = backbones.build(name, masked["train"].shape[1], arguments.weights, pooling="avg")
-    head = classifier.build_head(backbone.output_shape[-1])
-    model = classifier.assemble(name, backbone, head, arguments.scaling)
+    classify = classifier.build(name, masked["train"].shape[1], arguments.weights, arguments.scaling)
+    head, model = classify.head, classify.model
     log.info("%s, %d weights, %d rows of training", name, model.count_params(), len(truth["train"]))
 
-    extract = classifier.extractor(name, backbone, arguments.scaling)
+    extract = classify.extractor()
     inputs = {
         split: features(store, split, extract, made_with, batch_size) for split in masked if not full or split in truth
     }

@@ -3,6 +3,8 @@
 Reads   data/arrays/{val,test}_{ids,labels}.npy             from step 1
         data/arrays/{val,test}_probabilities.npy            from step 4
         any system's predictions                            with --predictions or --compare
+        data/arrays/{val,test}_{images,predicted}.npy       from steps 1 and 2, with --probe
+        data/weights/{backbone}.{json,weights.h5}           from step 4, with --probe
 Writes  graphics/roc_{val,test}.png                         ROC curves, areas, operating points
         graphics/precision_recall_{val,test}.png            precision against recall
         graphics/reliability_{val,test}.png                 probabilities against what comes true
@@ -10,7 +12,9 @@ Writes  graphics/roc_{val,test}.png                         ROC curves, areas, o
         graphics/confusion_classes_{val,test}.png           the three classes
         graphics/metrics.json                               every figure with its 95 % interval
         graphics/predictions_{val,test}.csv                 a line per image, in the challenge's form
-        graphics/comparison.json, comparison_{val,test}.png  with --compare, and nothing else
+        graphics/probe_{val,test}.png                       without the lesion, and with it alone: with --probe
+        graphics/gradcam_{val,test}.png                     where the evidence lies in telling cases: with --probe
+        graphics/comparison.json, comparison_{val,test}.png with --compare, which does nothing else
         data/weights/thresholds.json                        the thresholds chosen on validation
 
 Run     python evaluate.py
@@ -19,7 +23,9 @@ Expect  README, "Results"
 """
 
 import argparse
+import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +38,11 @@ import numpy as np
 ROC, PRECISION_RECALL = "roc_{split}.png", "precision_recall_{split}.png"
 RELIABILITY = "reliability_{split}.png"
 BINARY, CLASSES = "confusion_melanoma_{split}.png", "confusion_classes_{split}.png"
+PROBE, GRADCAM = "probe_{split}.png", "gradcam_{split}.png"
 TABLE, COMPARISON = "predictions_{split}.csv", "comparison_{split}.png"
-FIGURES = (ROC, PRECISION_RECALL, RELIABILITY, BINARY, CLASSES, TABLE)
+FIGURES = (ROC, PRECISION_RECALL, RELIABILITY, BINARY, CLASSES, PROBE, GRADCAM, TABLE)
+CASES = 4  # of each kind in the Grad-CAM pictures
+BATCH_SIZE = 16
 DEFAULT_THRESHOLD = 0.5  # the challenge's own; where no validation labels choose a better one
 RATES = ("1 - specificity", "sensitivity")
 
@@ -54,6 +63,9 @@ def parser() -> argparse.ArgumentParser:
     )
     flags.add_argument(
         "--compare", type=Path, nargs=2, metavar="CSV", help="two systems' predictions: tells their difference alone"
+    )
+    flags.add_argument(
+        "--probe", action="store_true", help="what the classifier says without the lesion, and where it looks"
     )
     return flags
 
@@ -191,6 +203,58 @@ def compare(systems: dict[str, System], labels: System, arguments: argparse.Name
     return {"first": first, "second": second, "splits": report}
 
 
+def areas_of(labels: np.ndarray, probabilities: np.ndarray, rows: np.ndarray) -> dict[str, float | None]:
+    """`metrics.areas` of some rows."""
+    return metrics.areas(labels[rows], probabilities[rows])
+
+
+def probe(store: stages.Store, name: str, labels: System, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Judges the classifier on photographs without their lesion and with nothing else; draws where it looks."""
+    from melanoma import classifier, probe, training  # Keras takes seconds to import, and nothing else here needs it
+
+    network = classifier.load(store, name)
+    settings = json.loads(store.path("classifier_settings", backbone=name).read_text(encoding="utf-8"))
+    report: dict[str, Any] = {}
+    for split, truth in labels.items():
+        report[split] = {}
+        seen = {}
+        for variant in probe.VARIANTS:
+            shown = np.concatenate(list(probe.altered(store, split, variant, settings["roi"])))
+            batches = training.predict(network.model, shown, BATCH_SIZE, f"{split}, {variant}")
+            seen[variant] = shown, np.concatenate(list(batches))
+            found = seen[variant][1]
+            compute = partial(areas_of, truth, found)
+            bounds = metrics.intervals(compute, truth, arguments.seed)
+            report[split][variant] = {"figures": metrics.areas(truth, found), "intervals": bounds}
+        known = [figure for figure, value in report[split][probe.AS_TRAINED]["figures"].items() if value is not None]
+        groups = {
+            figure.removesuffix(" auc"): {
+                variant: (one["figures"][figure], one["intervals"][figure]) for variant, one in report[split].items()
+            }
+            for figure in known
+        }
+        title = f"What the classifier needs the lesion for, {about(split, truth)}"
+        plots.estimates(arguments.graphics / PROBE.format(split=split), groups, "AUC", 0.5, title)
+        shown, found = seen[probe.AS_TRAINED]
+        tiles = []
+        for kind, rows in probe.telling_cases(truth, found, CASES).items():
+            heat = probe.class_activation(network, shown[rows], found[rows].argmax(axis=1))
+            tiles.append(
+                [
+                    plots.Tile(
+                        shown[row],
+                        f"{kind}: {isic.CLASSES[truth[row]]},\n"
+                        f"taken for {isic.CLASSES[found[row].argmax()]} ({found[row].max():.2f})",
+                        heat=one,
+                    )
+                    for row, one in zip(rows, heat, strict=True)
+                ]
+            )
+        title = f"Evidence for the likeliest class (Grad-CAM), {about(split, truth)}"
+        plots.sheet(arguments.graphics / GRADCAM.format(split=split), [row for row in tiles if row], title)
+    return report
+
+
 def main(arguments: argparse.Namespace) -> None:
     """Chooses thresholds on validation and judges every split but train; or compares two systems."""
     store = stages.Store(arguments.data, stages.EVALUATION, vars(arguments))
@@ -230,6 +294,8 @@ def main(arguments: argparse.Namespace) -> None:
         elif having:
             draw(split, labels[split], having, thresholds[next(iter(having))], arguments)
     report = {name: judge(name, system, labels, thresholds[name], arguments.seed) for name, system in systems.items()}
+    if arguments.probe and own:
+        report[next(iter(systems))]["probe"] = probe(store, next(iter(systems)), labels, arguments)
     if not labels:
         log.info("\nnothing to judge: neither validation nor test has labels")
     stages.write_json(arguments.graphics / "metrics.json", {"systems": report} | store.provenance())

@@ -23,6 +23,7 @@ class Tile:
     title: str = ""
     truth: np.ndarray | None = None  # masks (S, S, 1), outlined
     prediction: np.ndarray | None = None
+    heat: np.ndarray | None = None  # (h, w), 0 to 1, laid over the picture
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,10 @@ def sheet(path: Path, rows: Sequence[Sequence[Tile]], title: str) -> None:
         for axis, tile in zip(line, row, strict=False):
             axis.imshow(tile.image, cmap="gray", vmin=0, vmax=1 if tile.image.shape[-1] == 1 else 255)
             axis.set_title(tile.title, fontsize=7.5)
+            if tile.heat is not None:
+                side = tile.image.shape[0]
+                extent = (-0.5, side - 0.5, side - 0.5, -0.5)
+                axis.imshow(tile.heat, cmap="inferno", alpha=0.5, extent=extent, interpolation="bilinear")
             for mask, colour in ((tile.truth, TRUTH), (tile.prediction, PREDICTION)):
                 if mask is not None and 0 < mask.sum() < mask.size:
                     axis.contour(mask[..., 0], levels=[0.5], colors=colour, linewidths=1.0)
@@ -207,6 +212,39 @@ def reliability(path: Path, classes: dict[str, tuple[np.ndarray, np.ndarray, np.
     for axis in (upper, lower):
         axis.grid(alpha=0.25)
     upper.legend(fontsize=8)
+    save(figure, path)
+
+
+def estimates(
+    path: Path, groups: dict[str, dict[str, tuple[float, tuple[float, float]]]], label: str, chance: float, title: str
+) -> None:
+    """Values with their intervals, a line for each: of every name in every group.
+
+    Args:
+        path: PNG to write.
+        groups: {group: {name: (value, (low, high))}}; at most three groups.
+        label: of the values' axis.
+        chance: value that means nothing was learnt, a dotted line.
+        title: over the values.
+    """
+    names = list(next(iter(groups.values())))
+    figure = Figure(figsize=(6.4, 1.4 + 0.5 * len(names)), layout="constrained")
+    axis = figure.subplots()
+    for place, ((group, values), colour) in enumerate(zip(groups.items(), LINES, strict=False)):
+        for line, name in enumerate(names):
+            value, (low, high) = values[name]
+            height = line + 0.18 * (place - (len(groups) - 1) / 2)
+            axis.plot([low, high], [height, height], color=colour, linewidth=2)
+            axis.plot(value, height, "o", color=colour, label=group if line == 0 else None)
+            axis.annotate(f"{value:.3f}", (high, height), (5, 0), textcoords="offset points", va="center", fontsize=8)
+    axis.axvline(chance, color="0.6", linestyle=":", linewidth=1)
+    axis.set_yticks(range(len(names)), names)
+    axis.invert_yaxis()
+    axis.set_xlabel(label)
+    axis.set_title(title, fontsize=11)
+    axis.margins(x=0.12)
+    axis.grid(axis="x", alpha=0.25)
+    axis.legend(fontsize=8, loc="upper left")
     save(figure, path)
 
 

@@ -277,9 +277,8 @@ def densenet(path: Path) -> None:
     Args:
         path: PNG to write.
     """
-    backbone = backbones.build(BACKBONE, SIZE, backbones.NONE, pooling="avg")
-    head = classifier.build_head(backbone.output_shape[-1])
-    model = classifier.assemble(BACKBONE, backbone, head)
+    network = classifier.build(BACKBONE, SIZE, backbones.NONE)
+    backbone, head, model = network.backbone, network.head, network.model
     drawn = [Step("", "preprocessing", model.input_shape[1:], GREY), *steps(backbone), *steps(head)]
     figure, axis = canvas(12.2, 7.36)
     upper, lower, turn = 5.48, 1.95, 3.89  # heights of the two rows and of the line from one to the other

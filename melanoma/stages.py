@@ -55,7 +55,7 @@ FILES = {
         "arrays/{split}_ids.npy", PREPROCESSING, (SEGNET, MASKING, CLASSIFIER, EVALUATION), dtype="str", shape=("N",)
     ),
     "images": File(
-        "arrays/{split}_images.npy", PREPROCESSING, (SEGNET, MASKING), "uint8", ("N", "S", "S", 3), low=0, high=255
+        "arrays/{split}_images.npy", PREPROCESSING, (SEGNET, MASKING, EVALUATION), "uint8", ("N", "S", "S", 3), 0, 255
     ),
     "masks": File("arrays/{split}_masks.npy", PREPROCESSING, (SEGNET,), "uint8", ("N", "S", "S", 1), low=0, high=1),
     "labels": File(
@@ -69,12 +69,12 @@ FILES = {
     ),
     "segnet_weights": File("weights/segnet{fold}.weights.h5", SEGNET, ()),
     "segnet_settings": File("weights/segnet.json", SEGNET, ()),
-    "predicted": File("arrays/{split}_predicted.npy", SEGNET, (MASKING,), "uint8", ("N", "S", "S", 1), low=0, high=1),
-    "masked": File("arrays/{split}_masked.npy", MASKING, (CLASSIFIER,), "uint8", ("N", "S", "S", 3), low=0, high=255),
+    "predicted": File("arrays/{split}_predicted.npy", SEGNET, (MASKING, EVALUATION), "uint8", ("N", "S", "S", 1), 0, 1),
+    "masked": File("arrays/{split}_masked.npy", MASKING, (CLASSIFIER,), "uint8", ("N", "S", "S", 3), 0, 255),
     "features": File("arrays/{split}_{backbone}_features.npy", CLASSIFIER, (CLASSIFIER,), "float32", ("N", "C")),
     "head_weights": File("weights/{backbone}_head.weights.h5", CLASSIFIER, ()),
-    "classifier_weights": File("weights/{backbone}.weights.h5", CLASSIFIER, ()),
-    "classifier_settings": File("weights/{backbone}.json", CLASSIFIER, ()),
+    "classifier_weights": File("weights/{backbone}.weights.h5", CLASSIFIER, (EVALUATION,)),
+    "classifier_settings": File("weights/{backbone}.json", CLASSIFIER, (EVALUATION,)),
     "probabilities": File(
         "arrays/{split}_probabilities.npy", CLASSIFIER, (EVALUATION,), "float32", ("N", 3), low=0, high=1
     ),

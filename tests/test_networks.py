@@ -189,25 +189,25 @@ def test_unknown_backbone_is_refused_with_the_known_ones() -> None:
 @pytest.mark.parametrize("name", ["mobilenet", "densenet121", "vgg16"])  # one of each kind of preprocessing
 def test_preprocessing_is_inside_the_model(name: str) -> None:
     module = {"mobilenet": "mobilenet", "densenet121": "densenet", "vgg16": "vgg16"}[name]
-    backbone = backbones.build(name, SIZE, "none", pooling="avg")
+    network = classifier.build(name, SIZE, "none")
+    backbone = network.backbone
     images = photographs()
     by_hand = getattr(keras.applications, module).preprocess_input(images.copy())
     expected = backbone.predict_on_batch(by_hand)
-    assert differ(classifier.extractor(name, backbone).predict_on_batch(images), expected) < 1e-3
+    assert differ(network.extractor().predict_on_batch(images), expected) < 1e-3
     assert differ(backbone.predict_on_batch(images), expected) > 0.01
     assert np.array_equal(images, photographs())
 
 
 def test_classifier_is_the_head_on_the_extracted_features() -> None:
-    backbone = backbones.build("vgg16", SIZE, "none", pooling="avg")
-    head = classifier.build_head(backbone.output_shape[-1])
+    network = classifier.build("vgg16", SIZE, "none")
     images = photographs()
-    features = classifier.extractor("vgg16", backbone).predict_on_batch(images)
-    probabilities = classifier.assemble("vgg16", backbone, head).predict_on_batch(images)
+    features = network.extractor().predict_on_batch(images)
+    probabilities = network.model.predict_on_batch(images)
     assert abs(probabilities - 1 / 3).max() > 1e-4  # the head sees something
     assert probabilities.shape == (2, 3)
     assert probabilities.sum(axis=1) == pytest.approx([1, 1], abs=1e-5)
-    assert np.allclose(probabilities, head.predict_on_batch(features), atol=1e-5)
+    assert np.allclose(probabilities, network.head.predict_on_batch(features), atol=1e-5)
 
 
 def test_weight_file_gives_the_features_of_the_model_that_it_came_from(weight_file: Path) -> None:
@@ -234,9 +234,8 @@ def test_weights_of_another_architecture_are_refused(weight_file: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:Skipping nested container:UserWarning")
 def test_weights_of_a_whole_classifier_are_no_backbones(tmp_path: Path) -> None:
-    backbone = mobilenet("none")
     path = tmp_path / "whole.weights.h5"
-    classifier.assemble("mobilenet", backbone, classifier.build_head(1024)).save_weights(path)
+    classifier.build("mobilenet", SIZE, "none").model.save_weights(path)
     with pytest.raises(InputError, match="does not fit mobilenet"):
         mobilenet(str(path))
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from melanoma import backbones, classifier, duplicates, images, isic, stages
+from melanoma import classifier, duplicates, images, isic, stages
 from melanoma.parallel import Workers
 from melanoma.reading import Cache
 
@@ -57,8 +57,8 @@ def test_preprocessing_of_photographs(tmp_path: Path) -> None:
 def test_imagenet_weights_give_features_that_tell_photographs_apart() -> None:
     records = isic.read_split(PHOTOGRAPHS, "val")[:2]
     photographs = np.stack([images.read_pair(record.image, None, 96).image for record in records])
-    backbone = backbones.build("mobilenetv2", 96, str(WEIGHTS), pooling="avg")
-    features = classifier.extractor("mobilenetv2", backbone).predict_on_batch(photographs)
+    network = classifier.build("mobilenetv2", 96, str(WEIGHTS))
+    features = network.extractor().predict_on_batch(photographs)
     assert features.shape == (2, 1280) and np.isfinite(features).all()
     assert features.min() >= 0 and 0.1 < features.mean() < 3  # ReLU6, and alive
     assert abs(features[0] - features[1]).mean() > 0.05
