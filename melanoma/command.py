@@ -126,7 +126,7 @@ def table(figures: dict[str, float | None], intervals: dict[str, tuple[float, fl
     for name, value in figures.items():
         bounds = intervals[name]
         shown = "undefined" if value is None else f"{value:.3f}"
-        yield f"  {name.replace('_', ' '):40}{shown}" + (f"  ({bounds[0]:.3f} to {bounds[1]:.3f})" if bounds else "")
+        yield f"  {name.replace('_', ' '):56}{shown}" + (f"  ({bounds[0]:.3f} to {bounds[1]:.3f})" if bounds else "")
 
 
 def peak_memory() -> float:

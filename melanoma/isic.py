@@ -26,6 +26,9 @@ SPLITS = ("train", "val", "test")
 OFFICIAL_NAMES = {"train": "Training", "val": "Validation", "test": "Test_v2"}
 OFFICIAL_COUNTS = {"train": 2000, "val": 150, "test": 600}
 
+AGES = (40, 60)  # years, where bands end
+AGE_BANDS = ("below 40 years", "40 to 59 years", "60 years and more")
+
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
 SUPERPIXELS = "_superpixels"
 
@@ -110,6 +113,51 @@ def read_labels(path: Path) -> dict[str, int]:
         raise InputError(f"{line} comes twice")
     classes = np.select([values["melanoma"] == 1, values["seborrheic_keratosis"] == 1], [MELANOMA, KERATOSIS], NEVUS)
     return dict(zip(names, classes.tolist(), strict=True))
+
+
+def read_metadata(paths: Sequence[Path]) -> pd.DataFrame | None:
+    """What is known of patients: columns age_approximate (years, NaN: unknown) and sex, by image id; None: no file.
+
+    Args:
+        paths: CSVs with the columns image_id, age_approximate, sex, as the challenge has them.
+
+    Raises:
+        InputError: one is no such CSV, or an id comes twice.
+    """
+    columns = ["image_id", "age_approximate", "sex"]
+    tables = []
+    for path in paths:
+        try:
+            table = pd.read_csv(path, dtype=str)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: no readable CSV ({error})") from None
+        if missing := sorted(set(columns) - set(table.columns)):
+            raise InputError(f"{path}: no column {', '.join(missing)}; it has {', '.join(table.columns)}")
+        tables.append(table[columns])
+    if not tables:
+        return None
+    known = pd.concat(tables).set_index("image_id")
+    if twice := known.index[known.index.duplicated()].tolist():
+        raise InputError(f"metadata of ids come twice: {first_ids(twice)}")
+    known["age_approximate"] = pd.to_numeric(known["age_approximate"], errors="coerce")
+    return known
+
+
+def subgroups(known: pd.DataFrame, ids: Sequence[str]) -> dict[str, np.ndarray]:
+    """Rows of the images of each sex and age band that occurs, int (K,); what is not known is a group too.
+
+    Args:
+        known: of `read_metadata`.
+        ids: of the images.
+    """
+    rows = known.reindex(list(ids))
+    sex = rows["sex"].where(rows["sex"].isin(["female", "male"]), "sex unknown")
+    bands = pd.cut(rows["age_approximate"], [-np.inf, *AGES, np.inf], right=False, labels=list(AGE_BANDS))
+    age = bands.cat.add_categories("age unknown").fillna("age unknown")
+    groups = {}
+    for column, names in ((sex, ("female", "male", "sex unknown")), (age, (*AGE_BANDS, "age unknown"))):
+        groups |= {name: found for name in names if len(found := np.flatnonzero(column == name))}
+    return groups
 
 
 def read_split(source: Path, split: str) -> list[Record]:

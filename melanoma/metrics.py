@@ -215,7 +215,7 @@ def figures(
             Choose them on other images.
 
     Returns:
-        {"melanoma auc": ..., "mean auc": ..., "melanoma sensitivity, youden": ...}: `areas`; of each class of RANKED
+        {"melanoma auc": ..., "mean auc": ..., "melanoma sensitivity at youden": ...}: `areas`; of each class of RANKED
         average precision, calibration error, and at each operating point `at_threshold`; and "balanced accuracy", the
         mean over the classes that occur of the share whose likeliest class is right.
     """
@@ -226,7 +226,7 @@ def figures(
         found[f"{name} calibration error"] = calibration_error(truth, score)
         for point, threshold in thresholds[name].items():
             values = at_threshold(truth, score >= threshold)
-            found |= {f"{name} {figure}, {point}": value for figure, value in values.items()}
+            found |= {f"{name} {figure} at {point}": value for figure, value in values.items()}
     matrix = class_confusion(labels, probabilities)
     totals = matrix.sum(axis=1)
     recalls = np.diag(matrix)[totals > 0] / totals[totals > 0]

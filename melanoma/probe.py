@@ -2,8 +2,9 @@
 
 from collections.abc import Iterator
 
-from melanoma import images, stages
+from melanoma import images, plots, stages
 from melanoma.classifier import Classifier
+from melanoma.isic import CLASSES
 
 import keras
 import numpy as np
@@ -77,3 +78,24 @@ def telling_cases(labels: np.ndarray, probabilities: np.ndarray, count: int) -> 
         "surest wrong": order[~right[order]][:count],
         "least sure": order[::-1][:count],
     }
+
+
+def explained(
+    network: Classifier,
+    photographs: np.ndarray,
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    kind: str,
+    rows: np.ndarray,
+) -> list[plots.Tile]:
+    """Photographs with the evidence for their likeliest class laid over, named by what they are and are taken for."""
+    likeliest = probabilities.argmax(axis=1)
+    heat = class_activation(network, photographs[rows], likeliest[rows])
+    return [
+        plots.Tile(
+            photographs[row],
+            f"{kind}: {CLASSES[labels[row]]},\ntaken for {CLASSES[likeliest[row]]} ({probabilities[row].max():.2f})",
+            heat=one,
+        )
+        for row, one in zip(rows, heat, strict=True)
+    ]

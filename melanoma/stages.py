@@ -31,6 +31,7 @@ SEGNET = "segmentation_02_segnet_train.py"
 MASKING = "image_mask_array.py"
 CLASSIFIER = "densenet_train.py"
 EVALUATION = "evaluate.py"
+SCRIPTS = (PREPROCESSING, SEGNET, MASKING, CLASSIFIER, EVALUATION)
 
 
 @dataclass(frozen=True)
@@ -360,10 +361,15 @@ class Store:
         path.unlink(missing_ok=True)
 
     def provenance(self) -> dict[str, Any]:
-        """What this run's results rest on: its settings, its inputs' SHA-256, versions, and how each input was made."""
-        manifest = self.manifest
-        made = {key: manifest[key]["settings"] for key in self.inputs if key in manifest}
-        return {"settings": self.settings, "inputs": self.inputs, "inputs_settings": made, "versions": versions()}
+        """What this run's results rest on: its settings, versions, and of every file behind them what made it."""
+        manifest, ahead = self.manifest, list(self.inputs)
+        found: dict[str, Any] = {}
+        while ahead:
+            key = ahead.pop()
+            if key in manifest and key not in found:
+                found[key] = {fact: manifest[key][fact] for fact in ("sha256", "script", "settings")}
+                ahead += manifest[key]["inputs"]
+        return {"settings": self.settings, "inputs": found, "versions": versions()}
 
     def _record(self, path: Path, digest: str, facts: dict[str, Any]) -> None:
         key, status, manifest = self._key(path), path.stat(), self.manifest

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SCRIPTS = (stages.PREPROCESSING, stages.SEGNET, stages.MASKING, stages.CLASSIFIER, stages.EVALUATION)
+SCRIPTS = stages.SCRIPTS
 BACKBONE = "mobilenet"
 SIZE = 32  # pixels: the least that the backbone takes
 COUNTS = {"train": 24, "val": 12, "test": 12}

@@ -145,7 +145,7 @@ def test_figures_agree_with_scikit_learn(seed: int, levels: int) -> None:
                 "weighted f1": sklearn_metrics.f1_score(truth, positive, average="weighted"),
                 "accuracy": sklearn_metrics.accuracy_score(truth, positive),
             }
-            expected |= {f"{name} {figure}, {point}": value for figure, value in values.items()}
+            expected |= {f"{name} {figure} at {point}": value for figure, value in values.items()}
     expected["mean auc"] = (expected["melanoma auc"] + expected["seborrheic keratosis auc"]) / 2
     assert found == pytest.approx(expected)
     confusion = sklearn_metrics.confusion_matrix(labels, probabilities.argmax(axis=1))

@@ -1,0 +1,103 @@
+"""Judging systems: thresholds chosen on validation, figures with intervals, curves, subgroups, the probe."""
+
+from collections.abc import Callable
+from typing import Any
+
+from melanoma import isic, metrics, plots
+from melanoma.command import log
+
+import numpy as np
+
+DEFAULT_THRESHOLD = 0.5  # the challenge's own; where no validation labels choose a better one
+
+System = dict[str, np.ndarray]  # probabilities, float (N, 3), by split
+Thresholds = dict[str, dict[str, float]]  # by class and operating point
+
+
+def choose_thresholds(name: str, system: System, labels: System) -> Thresholds:
+    """For each task, the thresholds of the operating points on validation, or the challenge's where it cannot tell."""
+    thresholds = {
+        isic.CLASSES[index]: dict.fromkeys((metrics.YOUDEN, metrics.SENSITIVE), DEFAULT_THRESHOLD)
+        for index in isic.RANKED
+    }
+    if "val" not in system or "val" not in labels:
+        log.info("%s: no labelled predictions of validation: thresholds stay at %.2f", name, DEFAULT_THRESHOLD)
+        return thresholds
+    for index in isic.RANKED:
+        truth = labels["val"] == index
+        if 0 < truth.sum() < len(truth):
+            thresholds[isic.CLASSES[index]] = metrics.operating_points(truth, system["val"][:, index])
+        else:
+            log.info("validation has one side only of %s: threshold %.2f", isic.CLASSES[index], DEFAULT_THRESHOLD)
+    return thresholds
+
+
+def curves(
+    split: str, labels: np.ndarray, systems: dict[str, np.ndarray], thresholds: Thresholds, seed: int
+) -> tuple[list[plots.Curve], list[plots.Curve]]:
+    """ROC and precision-recall curves of both tasks; the first system's with band and operating points."""
+    roc, precision_recall = [], []
+    for colour, index in enumerate(isic.RANKED):
+        name, truth = isic.CLASSES[index], labels == index
+        if not 0 < truth.sum() < len(truth):
+            log.info("%s: only one side of %s occurs: no curves", split, name)
+            continue
+        for style, (system, probabilities) in enumerate(systems.items()):
+            score = probabilities[:, index]
+            label = f"{name}, {system}" if len(systems) > 1 else name
+            area, precision = metrics.auc(truth, score), metrics.average_precision(truth, score)
+            line: dict[str, Any] = {"colour": colour, "style": style}
+            points: list[dict[str, Any]] = [{}, {}]
+            if style == 0:
+                found = [metrics.at_threshold(truth, score >= value) for value in thresholds.get(name, {}).values()]
+                points[0]["points"] = [(1 - one["specificity"], one["sensitivity"]) for one in found]
+                points[0]["band"] = metrics.roc_band(truth, score, seed)
+                points[1]["points"] = [(one["sensitivity"], one["precision"]) for one in found if one["precision"]]
+            x_y = metrics.roc_curve(truth, score)
+            roc.append(plots.Curve(f"{label}: AUC {area:.3f}", *x_y, **line, **points[0]))
+            x_y = metrics.precision_recall_curve(truth, score)
+            precision_recall.append(plots.Curve(f"{label}: AP {precision:.3f}", *x_y, **line, **points[1]))
+    return roc, precision_recall
+
+
+def areas(labels: np.ndarray, probabilities: np.ndarray, rows: np.ndarray) -> dict[str, float | None]:
+    """`metrics.areas` of some rows."""
+    return metrics.areas(labels[rows], probabilities[rows])
+
+
+def with_intervals(
+    compute: Callable[[np.ndarray], dict[str, float | None]], labels: np.ndarray, seed: int
+) -> dict[str, Any]:
+    """Figures of all rows and their intervals over images drawn within the classes; see `metrics.intervals`."""
+    return {"figures": compute(np.arange(len(labels))), "intervals": metrics.intervals(compute, labels, seed)}
+
+
+def score(labels: np.ndarray, probabilities: np.ndarray, thresholds: Thresholds, seed: int) -> dict[str, Any]:
+    """Every figure of a split, with intervals and counts."""
+
+    def compute(rows: np.ndarray) -> dict[str, float | None]:
+        return metrics.figures(labels[rows], probabilities[rows], thresholds)
+
+    truth, probability = labels == isic.MELANOMA, probabilities[:, isic.MELANOMA]
+    return {
+        "n": len(labels),
+        "of_each_class": {name: int((labels == label).sum()) for label, name in enumerate(isic.CLASSES)},
+        **with_intervals(compute, labels, seed),
+        "melanoma_confusion": {
+            point: metrics.binary_confusion(truth, probability >= threshold).tolist()
+            for point, threshold in thresholds[isic.CLASSES[isic.MELANOMA]].items()
+        },
+        "class_confusion": metrics.class_confusion(labels, probabilities).tolist(),
+    }
+
+
+def subgroup(labels: np.ndarray, probabilities: np.ndarray, threshold: float, seed: int) -> dict[str, Any]:
+    """Melanoma's figures in a part of a split."""
+    truth, probability = labels == isic.MELANOMA, probabilities[:, isic.MELANOMA]
+
+    def compute(rows: np.ndarray) -> dict[str, float | None]:
+        decided = metrics.at_threshold(truth[rows], probability[rows] >= threshold)
+        found = {name: decided[name] for name in ("sensitivity", "specificity")}
+        return {"auc": metrics.auc(truth[rows], probability[rows])} | found
+
+    return {"n": len(labels), "melanomas": int(truth.sum())} | with_intervals(compute, labels, seed)

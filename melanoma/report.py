@@ -1,0 +1,123 @@
+"""The page and the card that tell a run: graphics/report.html and graphics/MODEL_CARD.md, from saved figures alone."""
+
+import base64
+import subprocess
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from melanoma import isic, stages
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+PAGE, CARD = "report.html", "MODEL_CARD.md"
+TEMPLATES = {PAGE: "report.html.jinja", CARD: "model_card.md.jinja"}
+
+SILENT = {"data", "graphics", "source", "jobs", "cluster", "predictions", "compare", "probe"}  # settings left out
+
+# What each picture shows, in the order of the page.
+OF_SPLIT = {
+    "roc": "How many lesions of a class are found (sensitivity) at the price of how many false alarms. The band holds "
+    "95 % of curves from images drawn anew; the dots are the thresholds chosen on validation.",
+    "precision_recall": "How many of the alarms are right (precision) when so many of the lesions are found (recall). "
+    "It falls with the share of the class among the images, unlike the ROC curve.",
+    "reliability": "What comes true of the probabilities. On the dotted line, of 100 lesions with 30 % probability 30 "
+    "are of the class. Below it the network is too sure. Bars: 95 % intervals; below, how many images each bin has.",
+    "confusion_melanoma": "Melanoma against nevus and keratosis together, at the threshold with the highest sum of "
+    "sensitivity and specificity on validation.",
+    "confusion_classes": "The likeliest of the three classes.",
+    "probe": "The same network on photographs whose lesion is painted over with the colour of the skin around, and on "
+    "photographs that show nothing but it. What stays above 0.5 without the lesion was not learnt from it.",
+    "gradcam": "Bright is where the evidence for the likeliest class lies, for the surest answers that are right, the "
+    "surest that are wrong, and the least sure.",
+}
+OF_RUN = {
+    "segnet_overlays": "Predicted lesion masks of validation, worst, median and best, beside the true ones.",
+    "segnet_jaccard": "How good the masks are by size and class of the lesion.",
+    "masked": "What the classifier gets to see.",
+}
+
+
+def commit() -> str:
+    """The commit of the code that runs, "-dirty" where it was changed since; "unknown" outside a Git checkout."""
+    folder = Path(__file__).parent
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def embedded(path: Path) -> str:
+    """A PNG as a data URL."""
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def pictures(folder: Path, captions: dict[str, str], suffix: str = "") -> Iterator[dict[str, str]]:
+    """Those of the named pictures that there are, with what they show."""
+    for name, caption in captions.items():
+        path = folder / f"{name}{suffix}.png"
+        if path.is_file():
+            yield {"name": path.name, "source": embedded(path), "caption": caption}
+
+
+def shown(value: float | None, interval: tuple[float, float] | None) -> str:
+    """A figure with its interval, for a table."""
+    if value is None:
+        return "undefined"
+    return f"{value:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
+
+
+def content(graphics: Path, report: dict[str, Any], segmentation: dict[str, Any] | None) -> dict[str, Any]:
+    """What the templates say.
+
+    Args:
+        graphics: folder of the pictures.
+        report: of metrics.json.
+        segmentation: of segmentation.json; None: there is none.
+    """
+    systems = report["systems"]
+    name = next(iter(systems))
+    splits = systems[name]["splits"]
+    return {
+        "name": name,
+        "commit": commit(),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "names": {split: isic.OFFICIAL_NAMES[split].removesuffix("_v2").lower() for split in isic.SPLITS},
+        "judged": splits,
+        "main": "test" if "test" in splits else next(iter(splits), None),
+        "thresholds": systems[name]["thresholds"],
+        "others": {other: system for other, system in systems.items() if other != name},
+        "subgroups": systems[name].get("subgroups", {}),
+        "segmentation": segmentation,
+        "pictures": {split: list(pictures(graphics, OF_SPLIT, f"_{split}")) for split in splits},
+        "pictures_of_run": list(pictures(graphics, OF_RUN)),
+        "made": made_with(report),
+        "versions": report["versions"],
+    }
+
+
+def made_with(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The settings of each script of the run, but for those that say where and how quickly."""
+    used = {one["script"]: one["settings"] for one in report["inputs"].values()}
+    return {
+        script: {name: value for name, value in used[script].items() if name not in SILENT and value is not None}
+        for script in stages.SCRIPTS
+        if script in used
+    }
+
+
+def write(graphics: Path, report: dict[str, Any], segmentation: dict[str, Any] | None) -> None:
+    """Writes page and card; arguments as of `content`."""
+    environment = Environment(
+        loader=PackageLoader("melanoma"),
+        autoescape=lambda name: name == TEMPLATES[PAGE],
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["shown"] = lambda figure, scored: shown(scored["figures"][figure], scored["intervals"][figure])
+    said = content(graphics, report, segmentation)
+    for file, template in TEMPLATES.items():
+        stages.write_text(graphics / file, environment.get_template(template).render(said))
