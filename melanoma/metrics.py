@@ -11,7 +11,7 @@ from sklearn import metrics as sklearn_metrics
 
 JACCARD_THRESHOLD = 0.65  # of the challenge from 2018 on: a mask below it counts as failed, with 0
 SENSITIVITY = 0.9  # of the operating point that misses few melanomas
-YOUDEN, SENSITIVE = "youden", f"{SENSITIVITY:.0%} sensitivity".replace("%", " %")  # names of the operating points
+YOUDEN, SENSITIVE = "Youden", f"{SENSITIVITY:.0%} sensitivity".replace("%", " %")  # names of the operating points
 BINS = 10  # of probabilities, of equal width, for calibration
 DRAWS = 2000  # of a bootstrap
 
@@ -215,7 +215,7 @@ def figures(
             Choose them on other images.
 
     Returns:
-        {"melanoma auc": ..., "mean auc": ..., "melanoma sensitivity at youden": ...}: `areas`; of each class of RANKED
+        {"melanoma auc": ..., "mean auc": ..., "melanoma sensitivity at Youden": ...}: `areas`; of each class of RANKED
         average precision, calibration error, and at each operating point `at_threshold`; and "balanced accuracy", the
         mean over the classes that occur of the share whose likeliest class is right.
     """

@@ -269,5 +269,5 @@ def confusion(path: Path, matrix: np.ndarray, names: Sequence[str], title: str) 
     axis.set_xticks(range(len(names)), labels, fontsize=9)
     axis.set_yticks(range(len(names)), labels, fontsize=9)
     axis.set(xlabel="predicted", ylabel="truth")
-    axis.set_title(title, fontsize=11)
+    figure.suptitle(title, fontsize=11)  # over the whole width: over the axes it would be cut off
     save(figure, path)

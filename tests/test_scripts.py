@@ -157,7 +157,7 @@ def test_metrics_have_counts_intervals_and_settings(finished: Path) -> None:
         for matrix in (scored["class_confusion"], *scored["melanoma_confusion"].values()):
             assert np.sum(matrix) == scored["n"]
         assert set(scored["figures"]) == set(scored["intervals"])
-        assert {"melanoma auc", "melanoma f1 at youden", "melanoma weighted f1 at 90 % sensitivity", "mean auc"} < set(
+        assert {"melanoma auc", "melanoma f1 at Youden", "melanoma weighted f1 at 90 % sensitivity", "mean auc"} < set(
             scored["figures"]
         )
         for name, value in scored["figures"].items():
@@ -332,7 +332,7 @@ def test_evaluation_goes_on_where_a_class_is_absent(own_source: Path, tmp_path: 
     pipeline.run(stages.EVALUATION, tmp_path)
     judged = json.loads((tmp_path / "graphics" / "metrics.json").read_text())["systems"]["uniform"]
     figures = judged["splits"]["test"]["figures"]
-    assert figures["melanoma auc"] is None and figures["melanoma specificity at youden"] is not None
+    assert figures["melanoma auc"] is None and figures["melanoma specificity at Youden"] is not None
 
 
 def test_labels_that_went_away_leave_no_figures_behind(own_chain: Path, own_source: Path) -> None:
