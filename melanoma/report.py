@@ -102,7 +102,11 @@ def made_with(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The settings of each script of the run, but for those that say where and how quickly."""
     used = {one["script"]: one["settings"] for one in report["inputs"].values()}
     return {
-        script: {name: value for name, value in used[script].items() if name not in SILENT and value is not None}
+        script: {
+            name: Path(value).name if name == "weights" else value  # where it lay is nobody's business
+            for name, value in used[script].items()
+            if name not in SILENT and value is not None
+        }
         for script in stages.SCRIPTS
         if script in used
     }
