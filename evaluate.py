@@ -201,7 +201,7 @@ def main(arguments: argparse.Namespace) -> None:
         found = compare(others, labels, arguments)
         stages.write_json(graphics / COMPARED, found | store.provenance())
         return
-    known = isic.read_metadata(arguments.metadata)
+    known = isic.read_metadata(arguments.metadata) if arguments.metadata else None
     for figure in FIGURES:
         for split in isic.SPLITS:  # none of an earlier run may stay beside other numbers
             (graphics / figure.format(split=split)).unlink(missing_ok=True)
@@ -214,8 +214,8 @@ def main(arguments: argparse.Namespace) -> None:
     judged: dict[str, Any] = {}
     for name, system in systems.items():
         judged[name] = judge(name, system, labels, thresholds[name], arguments.seed)
-        for split in labels.keys() & system.keys() if known is not None else ():
-            groups = isic.subgroups(known, ids[split])
+        for split in sorted(labels.keys() & system.keys()):
+            groups = isic.subgroups(known, ids[split]) if known is not None else {}
             cut = thresholds[name][isic.CLASSES[isic.MELANOMA]][metrics.YOUDEN]
             judged[name]["subgroups"][split] = {
                 group: evaluation.subgroup(labels[split][rows], system[split][rows], cut, arguments.seed)

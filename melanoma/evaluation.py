@@ -45,18 +45,20 @@ def curves(
         for style, (system, probabilities) in enumerate(systems.items()):
             score = probabilities[:, index]
             label = f"{name}, {system}" if len(systems) > 1 else name
-            area, precision = metrics.auc(truth, score), metrics.average_precision(truth, score)
-            line: dict[str, Any] = {"colour": colour, "style": style}
-            points: list[dict[str, Any]] = [{}, {}]
+            look: dict[str, Any] = {"colour": colour, "style": style}
+            rates, recalls, band = [], [], None
+            for threshold in thresholds.get(name, {}).values() if style == 0 else ():
+                confusion = metrics.binary_confusion(truth, score >= threshold)
+                false, sensitivity = (confusion[:, 1] / confusion.sum(axis=1)).tolist()
+                rates.append((false, sensitivity))
+                recalls.append((sensitivity, confusion[1, 1] / max(confusion[:, 1].sum(), 1)))
             if style == 0:
-                found = [metrics.at_threshold(truth, score >= value) for value in thresholds.get(name, {}).values()]
-                points[0]["points"] = [(1 - one["specificity"], one["sensitivity"]) for one in found]
-                points[0]["band"] = metrics.roc_band(truth, score, seed)
-                points[1]["points"] = [(one["sensitivity"], one["precision"]) for one in found if one["precision"]]
-            x_y = metrics.roc_curve(truth, score)
-            roc.append(plots.Curve(f"{label}: AUC {area:.3f}", *x_y, **line, **points[0]))
-            x_y = metrics.precision_recall_curve(truth, score)
-            precision_recall.append(plots.Curve(f"{label}: AP {precision:.3f}", *x_y, **line, **points[1]))
+                band = metrics.roc_band(truth, score, seed)
+            title = f"{label}: AUC {metrics.auc(truth, score):.3f}"
+            roc.append(plots.Curve(title, *metrics.roc_curve(truth, score), rates, band, **look))
+            title = f"{label}: AP {metrics.average_precision(truth, score):.3f}"
+            line = metrics.precision_recall_curve(truth, score)
+            precision_recall.append(plots.Curve(title, *line, recalls, **look))
     return roc, precision_recall
 
 

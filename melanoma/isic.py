@@ -115,8 +115,8 @@ def read_labels(path: Path) -> dict[str, int]:
     return dict(zip(names, classes.tolist(), strict=True))
 
 
-def read_metadata(paths: Sequence[Path]) -> pd.DataFrame | None:
-    """What is known of patients: columns age_approximate (years, NaN: unknown) and sex, by image id; None: no file.
+def read_metadata(paths: Sequence[Path]) -> pd.DataFrame:
+    """What is known of patients: columns age_approximate (years, NaN: unknown) and sex, by image id.
 
     Args:
         paths: CSVs with the columns image_id, age_approximate, sex, as the challenge has them.
@@ -134,8 +134,6 @@ def read_metadata(paths: Sequence[Path]) -> pd.DataFrame | None:
         if missing := sorted(set(columns) - set(table.columns)):
             raise InputError(f"{path}: no column {', '.join(missing)}; it has {', '.join(table.columns)}")
         tables.append(table[columns])
-    if not tables:
-        return None
     known = pd.concat(tables).set_index("image_id")
     if twice := known.index[known.index.duplicated()].tolist():
         raise InputError(f"metadata of ids come twice: {first_ids(twice)}")
@@ -154,7 +152,7 @@ def subgroups(known: pd.DataFrame, ids: Sequence[str]) -> dict[str, np.ndarray]:
     sex = rows["sex"].where(rows["sex"].isin(["female", "male"]), "sex unknown")
     bands = pd.cut(rows["age_approximate"], [-np.inf, *AGES, np.inf], right=False, labels=list(AGE_BANDS))
     age = bands.cat.add_categories("age unknown").fillna("age unknown")
-    groups = {}
+    groups: dict[str, np.ndarray] = {}
     for column, names in ((sex, ("female", "male", "sex unknown")), (age, (*AGE_BANDS, "age unknown"))):
         groups |= {name: found for name in names if len(found := np.flatnonzero(column == name))}
     return groups

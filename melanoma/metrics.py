@@ -298,18 +298,20 @@ def compare(
 
     Source: Efron and Tibshirani 1993, An Introduction to the Bootstrap, chapters 13 and 15.
     """
-    values = areas(labels, first), areas(labels, second)
-    names = [name for name, value in values[0].items() if value is not None]
-    drawn = np.array(
-        [
-            [areas(labels[rows], second[rows])[name] - areas(labels[rows], first[rows])[name] for name in names]
-            for rows in resamples(labels, seed, draws)
-        ]
-    )
+    names = [name for name, value in areas(labels, first).items() if value is not None]
+
+    def values(probabilities: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        found = areas(labels[rows], probabilities[rows])
+        return np.array([found[name] for name in names], float)
+
+    everyone = np.arange(len(labels))
+    drawn = [values(second, rows) - values(first, rows) for rows in resamples(labels, seed, draws)]
     found = {}
-    for name, column in zip(names, drawn.T, strict=True):
+    for name, one, other, column in zip(
+        names, values(first, everyone), values(second, everyone), np.transpose(drawn), strict=True
+    ):
         tail = min((column <= 0).sum(), (column >= 0).sum())
-        one, other = float(values[0][name] or 0), float(values[1][name] or 0)
         low, high = np.percentile(column, [2.5, 97.5]).tolist()
-        found[name] = Difference(one, other, other - one, (low, high), min(1.0, 2 * float(tail + 1) / (draws + 1)))
+        p_value = min(1.0, 2 * float(tail + 1) / (draws + 1))
+        found[name] = Difference(float(one), float(other), float(other - one), (low, high), p_value)
     return found
