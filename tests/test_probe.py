@@ -78,7 +78,7 @@ def test_evidence_is_the_gradient_times_the_feature_maps() -> None:
     assert probe.class_activation(network, photographs, classes) == pytest.approx(expected, abs=1e-3)
 
 
-def test_probe_judges_the_classifier_and_draws(own_chain: Path) -> None:
+def test_probe_judges_the_classifier_and_draws_until_the_next_evaluation(own_chain: Path) -> None:
     pipeline.run(stages.EVALUATION, own_chain, "--probe")
     graphics = own_chain / "graphics"
     system = json.loads((graphics / "metrics.json").read_text())["systems"][pipeline.BACKBONE]
@@ -92,9 +92,5 @@ def test_probe_judges_the_classifier_and_draws(own_chain: Path) -> None:
         for picture in ("probe", "gradcam"):
             with Image.open(graphics / f"{picture}_{split}.png") as shown:
                 assert np.asarray(shown.convert("L")).std() > 5
-
-
-def test_probe_goes_away_with_the_next_evaluation(own_chain: Path) -> None:
-    pipeline.run(stages.EVALUATION, own_chain, "--probe")
     pipeline.run(stages.EVALUATION, own_chain)
-    assert not list((own_chain / "graphics").glob("probe_*")) + list((own_chain / "graphics").glob("gradcam_*"))
+    assert not list(graphics.glob("probe_*")) + list(graphics.glob("gradcam_*"))  # they would be of another run
