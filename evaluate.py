@@ -25,6 +25,7 @@ Expect  README, "Results"
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -32,7 +33,7 @@ from typing import Any
 
 from melanoma import command, evaluation, isic, metrics, plots, predictions, report, stages
 from melanoma.command import log
-from melanoma.errors import InputError
+from melanoma.errors import InputError, StageError
 from melanoma.evaluation import System, Thresholds
 
 import numpy as np
@@ -43,7 +44,7 @@ BINARY, CLASSES = "confusion_melanoma_{split}.png", "confusion_classes_{split}.p
 PROBE, GRADCAM = "probe_{split}.png", "gradcam_{split}.png"
 TABLE, COMPARISON = "predictions_{split}.csv", "comparison_{split}.png"
 FIGURES_FILE, COMPARED = "metrics.json", "comparison.json"
-FIGURES = (ROC, PRECISION_RECALL, RELIABILITY, BINARY, CLASSES, PROBE, GRADCAM, TABLE)
+FIGURES = (ROC, PRECISION_RECALL, RELIABILITY, BINARY, CLASSES, PROBE, GRADCAM, TABLE, report.PAGE, report.CARD)
 CASES = 4  # of each kind in the Grad-CAM pictures
 BATCH_SIZE = 16
 RATES = ("1 - specificity", "sensitivity")
@@ -79,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
 
 def about(split: str, labels: np.ndarray) -> str:
     """Which images a picture is of."""
-    return f"{isic.OFFICIAL_NAMES[split].removesuffix('_v2').lower()}, n = {len(labels)}"
+    return f"{isic.spoken_name(split)}, n = {len(labels)}"
 
 
 def draw(
@@ -93,14 +94,15 @@ def draw(
     folder, images = arguments.graphics, about(split, labels)
     roc, precision_recall = evaluation.curves(split, labels, systems, thresholds, arguments.seed)
     if roc:
-        title, points = f"Each class against the rest, {images}", f"thresholds: {metrics.YOUDEN}, {metrics.SENSITIVE}"
+        title = f"Each class against the rest, {images}"
+        points = "thresholds: " + ", ".join(dict.fromkeys(point for one in thresholds.values() for point in one))
         plots.unit_square(folder / ROC.format(split=split), roc, title, RATES, "chance", points)
         axes = ("recall (sensitivity)", "precision")
         plots.unit_square(folder / PRECISION_RECALL.format(split=split), precision_recall, title, axes, points=points)
     probabilities = next(iter(systems.values()))
     bins = {isic.CLASSES[index]: metrics.calibration(labels == index, probabilities[:, index]) for index in isic.RANKED}
     plots.reliability(folder / RELIABILITY.format(split=split), bins, f"Calibration, {images}")
-    melanoma, threshold = isic.CLASSES[isic.MELANOMA], thresholds[isic.CLASSES[isic.MELANOMA]][metrics.YOUDEN]
+    melanoma, threshold = isic.CLASSES[isic.MELANOMA], evaluation.first_threshold(thresholds, isic.MELANOMA)
     binary = metrics.binary_confusion(labels == isic.MELANOMA, probabilities[:, isic.MELANOMA] >= threshold)
     title = f"Melanoma at probability {threshold:.3f}, {images}"
     plots.confusion(folder / BINARY.format(split=split), binary, ("benign", melanoma), title)
@@ -113,7 +115,7 @@ def judge(name: str, system: System, labels: System, thresholds: Thresholds, see
     scored = {}
     for split in [split for split in system if split in labels]:
         one = scored[split] = evaluation.score(labels[split], system[split], thresholds, seed)
-        note = "; thresholds chosen on these very images" if split == "val" else ""
+        note = "; thresholds chosen on these very images, where any were" if split == "val" else ""
         log.info("\n%s, %s, n = %d, with 95 %% bootstrap intervals%s", name, split, one["n"], note)
         for line in command.table(one["figures"], one["intervals"]):
             log.info("%s", line)
@@ -148,35 +150,48 @@ def judge_probe(store: stages.Store, name: str, labels: System, arguments: argpa
     """Judges the classifier on photographs without their lesion and with nothing else; draws where it looks."""
     from melanoma import classifier, probe, training  # with Keras, which nothing else here needs
 
-    network, judged = classifier.load(store, name), {}
-    roi = json.loads(store.path("classifier_settings", backbone=name).read_text(encoding="utf-8"))["roi"]
-    for split, truth in labels.items():
-        shown = {variant: np.concatenate(list(probe.altered(store, split, variant, roi))) for variant in probe.VARIANTS}
-        found = {
-            variant: np.concatenate(
-                list(training.predict(network.model, photographs, BATCH_SIZE, f"{split}, {variant}"))
-            )
-            for variant, photographs in shown.items()
-        }
-        scored = judged[split] = {
+    (network, settings), judged = classifier.load(store, name), {}
+    for split, labelled in labels.items():
+        rows = probe.outlined(store, split)
+        truth = labelled[rows]
+        shown, found = {}, {}
+        for variant in probe.variants(settings["roi"]):
+            shown[variant] = np.concatenate(list(probe.altered(store, split, variant, settings["roi"])))[rows]
+            batches = training.predict(network.model, shown[variant], BATCH_SIZE, f"{split}, {variant}")
+            found[variant] = np.concatenate(list(batches))
+        judged[split] = {
             variant: evaluation.with_intervals(partial(evaluation.areas, truth, one), truth, arguments.seed)
             for variant, one in found.items()
         }
         groups = {
             figure.removesuffix(" auc"): {
-                variant: (one["figures"][figure], one["intervals"][figure]) for variant, one in scored.items()
+                variant: (one["figures"][figure], one["intervals"][figure]) for variant, one in judged[split].items()
             }
-            for figure, value in scored[probe.AS_TRAINED]["figures"].items()
+            for figure, value in judged[split][probe.AS_TRAINED]["figures"].items()
             if value is not None
         }
-        title = f"What the classifier needs the lesion for, {about(split, truth)}"
-        plots.estimates(arguments.graphics / PROBE.format(split=split), groups, "AUC", 0.5, title)
-        rows = probe.telling_cases(truth, found[probe.AS_TRAINED], CASES)
+        if groups:
+            title = f"What the classifier needs the lesion for, {about(split, truth)}"
+            plots.estimates(arguments.graphics / PROBE.format(split=split), groups, "AUC", 0.5, title)
+        cases = probe.telling_cases(truth, found[probe.AS_TRAINED], CASES)
         explain = partial(probe.explained, network, shown[probe.AS_TRAINED], truth, found[probe.AS_TRAINED])
-        tiles = [explain(kind, which) for kind, which in rows.items() if len(which)]
+        tiles = [explain(kind, which) for kind, which in cases.items() if len(which)]
         title = f"Evidence for the likeliest class (Grad-CAM), {about(split, truth)}"
         plots.sheet(arguments.graphics / GRADCAM.format(split=split), tiles, title)
     return judged
+
+
+def clear(graphics: Path, names: Sequence[str], keep: Sequence[Path] = ()) -> None:
+    """Takes an earlier run's files away, so that none stays beside other numbers.
+
+    Raises:
+        InputError: one is among the files to read, `keep`.
+    """
+    paths = {(graphics / name.format(split=split)).resolve() for name in names for split in isic.SPLITS}
+    if read := [str(path) for path in keep if path.resolve() in paths]:
+        raise InputError(f"{read[0]} is a file that this run writes itself: give a copy of another name")
+    for path in paths:
+        path.unlink(missing_ok=True)
 
 
 def own_system(store: stages.Store, splits: list[str]) -> dict[str, System]:
@@ -194,21 +209,35 @@ def main(arguments: argparse.Namespace) -> None:
         split: np.array(store.load("labels", split=split)) for split in splits if store.has("labels", split=split)
     }
     files = arguments.compare or arguments.predictions
-    others = {path.stem: predictions.read(path, ids) for path in files}
+    whole = stages.Store(arguments.data, stages.EVALUATION, {})  # without --limit: the files are of all images
+    all_ids = {split: whole.load("ids", split=split).tolist() for split in splits}
+    others = {
+        path.stem: {split: one[: len(ids[split])] for split, one in predictions.read(path, all_ids).items()}
+        for path in files
+    }
     if len(others) < len(files):
         raise InputError("two files of predictions have the same name: rename one, for it names its system")
     if arguments.compare:
+        clear(graphics, (COMPARISON,))
         found = compare(others, labels, arguments)
         stages.write_json(graphics / COMPARED, found | store.provenance())
         return
     known = isic.read_metadata(arguments.metadata) if arguments.metadata else None
-    for figure in FIGURES:
-        for split in isic.SPLITS:  # none of an earlier run may stay beside other numbers
-            (graphics / figure.format(split=split)).unlink(missing_ok=True)
-    needed = not others or any(store.has("probabilities", split=split) for split in splits)
-    own = own_system(store, splits) if needed else {}
+    if known is not None and not known.index.isin([name for split in splits for name in ids[split]]).any():
+        raise InputError("--metadata: knows none of these images; ids come without .jpg there")
+    own: dict[str, System] = {}
+    if not others or any(store.has("probabilities", split=split) for split in splits):
+        try:
+            own = own_system(store, splits)
+        except StageError as error:
+            if not others:
+                raise
+            log.info("the own network is left out: %s", error)
     if double := own.keys() & others.keys():
         raise InputError(f"--predictions {double.pop()}.csv has the name of the own network: rename it")
+    if arguments.probe and not own:
+        raise InputError(f"--probe needs the own network: run {stages.CLASSIFIER} first")
+    clear(graphics, FIGURES, keep=files)
     systems = own | others
     thresholds = {name: evaluation.choose_thresholds(name, system, labels) for name, system in systems.items()}
     judged: dict[str, Any] = {}
@@ -216,7 +245,7 @@ def main(arguments: argparse.Namespace) -> None:
         judged[name] = judge(name, system, labels, thresholds[name], arguments.seed)
         for split in sorted(labels.keys() & system.keys()):
             groups = isic.subgroups(known, ids[split]) if known is not None else {}
-            cut = thresholds[name][isic.CLASSES[isic.MELANOMA]][metrics.YOUDEN]
+            cut = evaluation.first_threshold(thresholds[name], isic.MELANOMA)
             judged[name]["subgroups"][split] = {
                 group: evaluation.subgroup(labels[split][rows], system[split][rows], cut, arguments.seed)
                 for group, rows in groups.items()
@@ -224,23 +253,22 @@ def main(arguments: argparse.Namespace) -> None:
     for name, system in own.items():
         for split, probabilities in system.items():
             predictions.write(graphics / TABLE.format(split=split), ids[split], probabilities)
-        chosen_on = "val" if "val" in system and "val" in labels else None
-        store.save_json("thresholds", {"chosen_on": chosen_on, "thresholds": thresholds[name]})
+        store.save_json("thresholds", thresholds[name])
         if arguments.probe:
             judged[name]["probe"] = judge_probe(store, name, labels, arguments)
     for split in splits:
         having = {name: system[split] for name, system in systems.items() if split in system}
         if split not in labels:
-            log.info("\n%s has no labels: predictions only, in predictions_%s.csv", split, split)
+            log.info("\n%s has no labels: nothing to judge there", split)
         elif having:
             draw(split, labels[split], having, thresholds[next(iter(having))], arguments)
-    if not labels:
-        log.info("\nnothing to judge: neither validation nor test has labels")
     told = {"systems": judged} | store.provenance()
     stages.write_json(graphics / FIGURES_FILE, told)
     if judged:
         masks = graphics / "segmentation.json"
-        report.write(graphics, told, json.loads(masks.read_text(encoding="utf-8")) if masks.is_file() else None)
+        report.write(
+            graphics, told, json.loads(masks.read_text(encoding="utf-8")) if masks.is_file() else None, bool(own)
+        )
     log.info("\nfigures in %s, the page to read is %s", graphics / FIGURES_FILE, graphics / report.PAGE)
 
 

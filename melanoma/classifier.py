@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from melanoma import backbones, stages
 from melanoma.isic import CLASSES
@@ -46,8 +47,8 @@ def build(name: str, size: int, weights: str, scaling: str | None = None) -> Cla
     return Classifier(name, backbone, build_head(backbone.output_shape[-1]), scaling)
 
 
-def load(store: stages.Store, name: str) -> Classifier:
-    """The classifier that was trained last with a backbone.
+def load(store: stages.Store, name: str) -> tuple[Classifier, dict[str, Any]]:
+    """The classifier that was trained last with a backbone, and the settings beside its weights.
 
     Raises:
         StageError: there is none, or it is stale.
@@ -55,7 +56,7 @@ def load(store: stages.Store, name: str) -> Classifier:
     settings = json.loads(store.check("classifier_settings", backbone=name).read_text(encoding="utf-8"))
     found = build(name, settings["size"], backbones.NONE, settings["scaling"])
     backbones.load_weights(found.model, store.check("classifier_weights", backbone=name))
-    return found
+    return found, settings
 
 
 def build_head(features: int) -> keras.Model:

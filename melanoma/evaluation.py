@@ -16,20 +16,20 @@ Thresholds = dict[str, dict[str, float]]  # by class and operating point
 
 def choose_thresholds(name: str, system: System, labels: System) -> Thresholds:
     """For each task, the thresholds of the operating points on validation, or the challenge's where it cannot tell."""
-    thresholds = {
-        isic.CLASSES[index]: dict.fromkeys((metrics.YOUDEN, metrics.SENSITIVE), DEFAULT_THRESHOLD)
-        for index in isic.RANKED
-    }
-    if "val" not in system or "val" not in labels:
-        log.info("%s: no labelled predictions of validation: thresholds stay at %.2f", name, DEFAULT_THRESHOLD)
-        return thresholds
+    thresholds = {}
     for index in isic.RANKED:
-        truth = labels["val"] == index
+        truth = labels["val"] == index if "val" in system and "val" in labels else np.zeros(0, bool)
         if 0 < truth.sum() < len(truth):
             thresholds[isic.CLASSES[index]] = metrics.operating_points(truth, system["val"][:, index])
         else:
-            log.info("validation has one side only of %s: threshold %.2f", isic.CLASSES[index], DEFAULT_THRESHOLD)
+            log.info("%s: validation chooses no threshold for %s: %s", name, isic.CLASSES[index], DEFAULT_THRESHOLD)
+            thresholds[isic.CLASSES[index]] = {str(DEFAULT_THRESHOLD): DEFAULT_THRESHOLD}
     return thresholds
+
+
+def first_threshold(thresholds: Thresholds, index: int) -> float:
+    """The one at which a class is shown where there is room for one."""
+    return next(iter(thresholds[isic.CLASSES[index]].values()))
 
 
 def curves(

@@ -77,6 +77,11 @@ def label_file(source: Path, split: str) -> Path:
     return source / f"ISIC-2017_{OFFICIAL_NAMES[split]}_Part3_GroundTruth.csv"
 
 
+def spoken_name(split: str) -> str:
+    """What a split is called in a sentence."""
+    return OFFICIAL_NAMES[split].removesuffix("_v2").lower()
+
+
 def first_ids(ids: Sequence[str], count: int = 10) -> str:
     """The first ids of a list, and how many more there are, for a message."""
     more = f" and {len(ids) - count} more" if len(ids) > count else ""
@@ -134,7 +139,7 @@ def read_metadata(paths: Sequence[Path]) -> pd.DataFrame:
         if missing := sorted(set(columns) - set(table.columns)):
             raise InputError(f"{path}: no column {', '.join(missing)}; it has {', '.join(table.columns)}")
         tables.append(table[columns])
-    known = pd.concat(tables).set_index("image_id")
+    known = pd.concat(tables).dropna(subset="image_id").set_index("image_id")
     if twice := known.index[known.index.duplicated()].tolist():
         raise InputError(f"metadata of ids come twice: {first_ids(twice)}")
     known["age_approximate"] = pd.to_numeric(known["age_approximate"], errors="coerce")

@@ -86,11 +86,12 @@ def roc_curve(truth: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def sensitivity_at(truth: np.ndarray, score: np.ndarray, false: np.ndarray) -> np.ndarray:
-    """The highest sensitivity with no more than given rates of false positives; arguments as of `roc_curve`."""
-    negatives, positives = np.sort(score[~truth])[::-1], np.sort(score[truth])
-    allowed = np.floor(false * len(negatives) + 1e-9).astype(int)
-    refused = np.append(negatives, -np.inf)[allowed]  # the first negative that must stay below
-    return 1 - np.searchsorted(positives, refused, side="right") / len(positives)
+    """The sensitivity of `roc_curve` at given rates of false positives, the highest where it rises there."""
+    order = np.argsort(-score)
+    last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)  # of each run of equal scores
+    hits = np.append(0, np.cumsum(truth[order])[last])
+    alarms = np.append(0, last + 1) - hits
+    return np.interp(false, alarms / alarms[-1], hits / hits[-1])
 
 
 def roc_band(truth: np.ndarray, score: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

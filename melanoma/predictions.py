@@ -11,14 +11,14 @@ import pandas as pd
 
 ID = "image_id"
 COLUMNS = tuple(isic.CLASSES[index].replace(" ", "_") for index in isic.RANKED)
-DIGITS = 6  # of a probability
+DIGITS = 9  # that tell any two float32 apart
 
 
 def write(path: Path, ids: Sequence[str], probabilities: np.ndarray) -> None:
     """Writes probabilities, float (N, 3), with a header; what a line leaves to 1 is benign nevus."""
     table = pd.DataFrame(probabilities[:, list(isic.RANKED)], columns=COLUMNS)
     table.insert(0, ID, list(ids))
-    stages.write_text(path, table.to_csv(index=False, float_format=f"%.{DIGITS}f"))
+    stages.write_text(path, table.to_csv(index=False, float_format=f"%.{DIGITS}g"))
 
 
 def read(path: Path, ids: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from melanoma import images, plots, stages
 from melanoma.classifier import Classifier
+from melanoma.errors import InputError
 from melanoma.isic import CLASSES
 
 import keras
@@ -13,6 +14,11 @@ from scipy import ndimage
 MARGIN = 0.03  # of the frame's side, added to a lesion that is blanked out: its rim would give it away
 AS_TRAINED, BLANKED, ALONE = "as trained", "lesion blanked out", "lesion alone"
 VARIANTS = (AS_TRAINED, BLANKED, ALONE)
+
+
+def variants(roi: str) -> tuple[str, ...]:
+    """Those of VARIANTS that tell anything: a background that is black anyway is nothing to take away."""
+    return VARIANTS[:2] if roi == "mask" else VARIANTS
 
 
 def alter(image: np.ndarray, mask: np.ndarray, variant: str) -> np.ndarray:
@@ -33,6 +39,12 @@ def alter(image: np.ndarray, mask: np.ndarray, variant: str) -> np.ndarray:
     skin = image[~wide].mean(axis=0) if not wide.all() else image[mask[..., 0] == 0].mean(axis=0)
     gone = wide if variant == BLANKED else mask[..., 0] == 0
     return np.where(gone[..., None], skin.round().astype(np.uint8), image)
+
+
+def outlined(store: stages.Store, split: str) -> np.ndarray:
+    """Rows whose predicted mask outlines something, int (K,): without one there is nothing to take away."""
+    shares = [block.mean(axis=(1, 2, 3)) for block in store.blocks("predicted", split=split)]
+    return np.flatnonzero((np.concatenate(shares) > 0) & (np.concatenate(shares) < 1))
 
 
 def altered(store: stages.Store, split: str, variant: str, roi: str) -> Iterator[np.ndarray]:
@@ -56,9 +68,14 @@ def class_activation(network: Classifier, photographs: np.ndarray, classes: np.n
     Returns:
         float32 (N, H, W), 0 to 1 in each image; all 0 where nothing speaks for the class.
 
+    Raises:
+        InputError: the head does not see the plain mean of feature maps.
+
     Source: Selvaraju et al. 2017, arXiv 1610.02391.
     """
     backbone = network.backbone
+    if not isinstance(backbone.layers[-1], keras.layers.GlobalAveragePooling2D):
+        raise InputError(f"--probe: no Grad-CAM of {network.name}, which does not end in average pooling")
     maps = keras.Model(backbone.input, backbone.layers[-1].input)  # before the pooling
     shown = network.preprocess(keras.ops.cast(photographs, "float32"))
     features = np.asarray(maps.predict_on_batch(shown))

@@ -14,21 +14,31 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 PAGE, CARD = "report.html", "MODEL_CARD.md"
 TEMPLATES = {PAGE: "report.html.jinja", CARD: "model_card.md.jinja"}
 
-SILENT = {"data", "graphics", "source", "jobs", "cluster", "predictions", "compare", "probe"}  # settings left out
+SILENT = {
+    "data",
+    "graphics",
+    "source",
+    "jobs",
+    "cluster",
+    "predictions",
+    "compare",
+    "metadata",
+    "probe",
+}  # settings left out
 
 # What each picture shows, in the order of the page.
 OF_SPLIT = {
-    "roc": "How many lesions of a class are found (sensitivity) at the price of how many false alarms. The band holds "
-    "95 % of curves from images drawn anew; the dots are the thresholds chosen on validation.",
+    "roc": "How many lesions of a class are found (sensitivity) at the price of how many false alarms. At each rate of "
+    "false alarms the band holds 95 % of the curves of images drawn anew; the dots are at the thresholds named.",
     "precision_recall": "How many of the alarms are right (precision) when so many of the lesions are found (recall). "
     "It falls with the share of the class among the images, unlike the ROC curve.",
     "reliability": "What comes true of the probabilities. On the dotted line, of 100 lesions with 30 % probability 30 "
     "are of the class. Below it the network is too sure. Bars: 95 % intervals; below, how many images each bin has.",
-    "confusion_melanoma": "Melanoma against nevus and keratosis together, at the threshold with the highest sum of "
-    "sensitivity and specificity on validation.",
+    "confusion_melanoma": "Melanoma against nevus and keratosis together, at the first of the thresholds.",
     "confusion_classes": "The likeliest of the three classes.",
-    "probe": "The same network on photographs whose lesion is painted over with the colour of the skin around, and on "
-    "photographs that show nothing but it. What stays above 0.5 without the lesion was not learnt from it.",
+    "probe": "The same network on photographs whose lesion, as the predicted mask has it, is painted over with the "
+    "colour of the skin around; and, unless it never sees more, on nothing but the lesion. What stays above 0.5 without "
+    "the lesion comes from its surroundings, or from its place, size and outline.",
     "gradcam": "Bright is where the evidence for the likeliest class lies, for the surest answers that are right, the "
     "surest that are wrong, and the least sure.",
 }
@@ -78,13 +88,13 @@ def content(graphics: Path, report: dict[str, Any], segmentation: dict[str, Any]
         segmentation: of segmentation.json; None: there is none.
     """
     systems = report["systems"]
-    name = next(iter(systems))
+    name, made = next(iter(systems)), made_with(report)
     splits = systems[name]["splits"]
     return {
         "name": name,
         "commit": commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "names": {split: isic.OFFICIAL_NAMES[split].removesuffix("_v2").lower() for split in isic.SPLITS},
+        "names": {split: isic.spoken_name(split) for split in isic.SPLITS},
         "judged": splits,
         "main": "test" if "test" in splits else next(iter(splits), None),
         "thresholds": systems[name]["thresholds"],
@@ -93,14 +103,16 @@ def content(graphics: Path, report: dict[str, Any], segmentation: dict[str, Any]
         "segmentation": segmentation,
         "pictures": {split: list(pictures(graphics, OF_SPLIT, f"_{split}")) for split in splits},
         "pictures_of_run": list(pictures(graphics, OF_RUN)),
-        "made": made_with(report),
+        "made": made,
         "versions": report["versions"],
     }
 
 
 def made_with(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """The settings of each script of the run, but for those that say where and how quickly."""
-    used = {one["script"]: one["settings"] for one in report["inputs"].values()}
+    used: dict[str, dict[str, Any]] = {}
+    for one in report["inputs"].values():  # the latest come first; files of an earlier run may be behind them
+        used.setdefault(one["script"], one["settings"])
     return {
         script: {
             name: Path(value).name if name == "weights" else value  # where it lay is nobody's business
@@ -112,8 +124,8 @@ def made_with(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def write(graphics: Path, report: dict[str, Any], segmentation: dict[str, Any] | None) -> None:
-    """Writes page and card; arguments as of `content`."""
+def write(graphics: Path, report: dict[str, Any], segmentation: dict[str, Any] | None, own: bool) -> None:
+    """Writes the page, and the card where the first system is the own network; other arguments as of `content`."""
     environment = Environment(
         loader=PackageLoader("melanoma"),
         autoescape=lambda name: name == TEMPLATES[PAGE],
@@ -123,5 +135,5 @@ def write(graphics: Path, report: dict[str, Any], segmentation: dict[str, Any] |
     )
     environment.filters["shown"] = lambda figure, scored: shown(scored["figures"][figure], scored["intervals"][figure])
     said = content(graphics, report, segmentation)
-    for file, template in TEMPLATES.items():
+    for file, template in TEMPLATES.items() if own else [(PAGE, TEMPLATES[PAGE])]:
         stages.write_text(graphics / file, environment.get_template(template).render(said))

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from melanoma import classifier, isic, probe, stages
+from melanoma import classifier, images, isic, probe, stages
 
 import keras
 import numpy as np
@@ -39,6 +39,16 @@ def test_variant_as_trained_and_useless_masks_change_nothing() -> None:
     assert np.array_equal(probe.alter(image, mask, probe.AS_TRAINED), image)
     for useless in (np.zeros_like(mask), np.ones_like(mask)):
         assert all(np.array_equal(probe.alter(image, useless, variant), image) for variant in probe.VARIANTS)
+
+
+def test_masked_classifier_is_not_asked_about_the_lesion_alone() -> None:
+    image, mask = scene()
+    seen = {
+        roi: [images.region_of_interest(probe.alter(image, mask, variant), mask, roi)[0] for variant in probe.VARIANTS]
+        for roi in images.ROIS
+    }
+    assert np.array_equal(seen["mask"][0], seen["mask"][2]) and not np.array_equal(seen["mask"][0], seen["mask"][1])
+    assert probe.variants("mask") == probe.VARIANTS[:2] and probe.variants("crop") == probe.VARIANTS
 
 
 def test_cases_worth_a_look_by_hand() -> None:
@@ -84,7 +94,7 @@ def test_probe_judges_the_classifier_and_draws_until_the_next_evaluation(own_cha
     system = json.loads((graphics / "metrics.json").read_text())["systems"][pipeline.BACKBONE]
     assert set(system["probe"]) == {"val", "test"}
     for split, variants in system["probe"].items():
-        assert list(variants) == list(probe.VARIANTS)
+        assert list(variants) == [probe.AS_TRAINED, probe.BLANKED]  # the background is black anyway
         for name in isic.RANKED:
             figure = f"{isic.CLASSES[name]} auc"
             expected = system["splits"][split]["figures"][figure]
