@@ -37,8 +37,8 @@ OF_SPLIT = {
     "confusion_melanoma": "Melanoma against nevus and keratosis together, at the first of the thresholds.",
     "confusion_classes": "The likeliest of the three classes.",
     "probe": "The same network on photographs whose lesion, as the predicted mask has it, is painted over with the "
-    "colour of the skin around; and, unless it never sees more, on nothing but the lesion. What stays above 0.5 without "
-    "the lesion comes from its surroundings, or from its place, size and outline.",
+    "colour of the skin around; and, unless it never sees more, on nothing but the lesion. What stays above 0.5 "
+    "without the lesion comes from its surroundings, or from its place, size and outline.",
     "gradcam": "Bright is where the evidence for the likeliest class lies, for the surest answers that are right, the "
     "surest that are wrong, and the least sure.",
 }
