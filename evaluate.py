@@ -266,9 +266,8 @@ def main(arguments: argparse.Namespace) -> None:
     stages.write_json(graphics / FIGURES_FILE, told)
     if judged:
         masks = graphics / "segmentation.json"
-        report.write(
-            graphics, told, json.loads(masks.read_text(encoding="utf-8")) if masks.is_file() else None, bool(own)
-        )
+        segmentation = json.loads(masks.read_text(encoding="utf-8")) if masks.is_file() else None
+        report.write(graphics, told, segmentation, own=bool(own))
     log.info("\nfigures in %s, the page to read is %s", graphics / FIGURES_FILE, graphics / report.PAGE)
 
 

@@ -14,17 +14,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 PAGE, CARD = "report.html", "MODEL_CARD.md"
 TEMPLATES = {PAGE: "report.html.jinja", CARD: "model_card.md.jinja"}
 
-SILENT = {
-    "data",
-    "graphics",
-    "source",
-    "jobs",
-    "cluster",
-    "predictions",
-    "compare",
-    "metadata",
-    "probe",
-}  # settings left out
+# Settings that say where and how quickly, or what else the last script judged.
+SILENT = {"data", "graphics", "source", "jobs", "cluster", "predictions", "compare", "metadata", "probe"}
 
 # What each picture shows, in the order of the page.
 OF_SPLIT = {
