@@ -4,7 +4,7 @@ Reads   data/arrays/{val,test}_{ids,labels}.npy             from step 1
         data/arrays/{val,test}_probabilities.npy            from step 4
         any system's predictions, metadata                  with --predictions, --compare, --metadata
         data/arrays/{val,test}_{images,predicted}.npy       from steps 1 and 2, with --probe
-        data/weights/{backbone}.{json,weights.h5}           from step 4, with --probe
+        data/weights/{backbone}.weights.h5, {backbone}.json from step 4, with --probe
 Writes  graphics/roc_{val,test}.png                         ROC curves, areas, operating points
         graphics/precision_recall_{val,test}.png            precision against recall
         graphics/reliability_{val,test}.png                 probabilities against what comes true

@@ -13,7 +13,7 @@ import pipeline
 import pytest
 
 README = pipeline.ROOT / "README.md"
-FILE_NAME = re.compile(r"[\w/{},]+\.(?:weights\.h5|npy|json|png|csv)")
+FILE_NAME = re.compile(r"[\w/{},]+\.(?:weights\.h5|npy|json|png|csv|html|md)")
 COMMAND = re.compile(r"python (\w+\.py)([^`\n#|;&]*)")
 ON_DEMAND = ("graphics/probe", "graphics/gradcam", "graphics/comparison")  # written with flags alone
 EXAMPLE = {"split": isic.SPLITS, "backbone": (pipeline.BACKBONE,), "fold": ("",)}
