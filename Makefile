@@ -28,7 +28,7 @@ demo: $(ENVIRONMENT)/requirements.installed  ## the five scripts on a drawn samp
 	$(RUN) image_mask_array.py $(IN_DEMO)
 	$(RUN) densenet_train.py $(IN_DEMO) --weights none --epochs 12 --learning-rate 1e-3
 	$(RUN) evaluate.py $(IN_DEMO)
-	@echo; echo "Look at the pictures:"; ls $(DEMO)/graphics/*.png
+	@echo; echo "Open $(DEMO)/graphics/report.html; its pictures and some more:"; ls $(DEMO)/graphics/*.png
 
 test: $(ENVIRONMENT)/requirements-dev.installed  ## all tests
 	$(RUN) -m pytest

@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 from melanoma import isic, predictions, stages
-from melanoma.errors import InputError
+from melanoma.errors import InputError, StageError
 
 import numpy as np
+import pipeline
 import pytest
 from pipeline import BACKBONE, exit_code, places, reader
 
@@ -148,6 +149,7 @@ def test_comparison_tells_the_difference_and_leaves_the_rest_alone(
         (("--compare", "{graphics}/predictions_val.csv", "{noise}"), "no labelled split in common"),
         (("--predictions", "{noise}", "{noise}"), "have the same name"),
         (("--predictions", "{graphics}/" + f"{BACKBONE}.csv"), "name of the own network"),
+        (("--predictions", "{graphics}/predictions_val.csv"), "this run writes itself"),
     ],
 )
 def test_systems_that_cannot_be_told_apart_or_compared_are_refused(
@@ -161,5 +163,33 @@ def test_systems_that_cannot_be_told_apart_or_compared_are_refused(
     graphics = own_chain / "graphics"
     (graphics / f"{BACKBONE}.csv").write_bytes((graphics / "predictions_val.csv").read_bytes())
     filled = [flag.format(graphics=graphics, noise=noise) for flag in flags]
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in graphics.iterdir())
     assert exit_code(monkeypatch, stages.EVALUATION, *places(own_chain), *filled) == 2
     assert message in capsys.readouterr().err
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in graphics.iterdir()) == before
+
+
+def test_own_network_that_is_stale_is_left_out(own_chain: Path, noise: Path) -> None:
+    store = stages.Store(own_chain / "data", stages.PREPROCESSING, {})
+    store.save("labels", np.roll(store.load("labels", split="val"), 1), split="val")  # as if step 1 had run again
+    with pytest.raises(StageError):
+        pipeline.run(stages.EVALUATION, own_chain)
+    pipeline.run(stages.EVALUATION, own_chain, "--predictions", str(noise))
+    assert list(json.loads((own_chain / "graphics" / "metrics.json").read_text())["systems"]) == ["noise"]
+    assert not (own_chain / "graphics" / "MODEL_CARD.md").exists()  # it would be of a network that nobody asked about
+
+
+def test_limit_cuts_the_predictions_too(own_chain: Path, noise: Path) -> None:
+    pipeline.run(stages.EVALUATION, own_chain, "--limit", "6", "--predictions", str(noise))
+    systems = json.loads((own_chain / "graphics" / "metrics.json").read_text())["systems"]
+    assert {system["splits"]["test"]["n"] for system in systems.values()} == {6}
+
+
+def test_new_comparison_takes_the_pictures_of_the_last_one_away(own_chain: Path, noise: Path, tmp_path: Path) -> None:
+    graphics = own_chain / "graphics"
+    copy = tmp_path / "copy.csv"
+    copy.write_bytes((graphics / "predictions_val.csv").read_bytes())
+    pipeline.run(stages.EVALUATION, own_chain, "--compare", str(graphics / "predictions_val.csv"), str(copy))
+    assert (graphics / "comparison_val.png").is_file()
+    pipeline.run(stages.EVALUATION, own_chain, "--compare", str(graphics / "predictions_test.csv"), str(noise))
+    assert [path.name for path in graphics.glob("comparison_*")] == ["comparison_test.png"]

@@ -118,6 +118,7 @@ def test_age_bands_begin_with_their_first_year() -> None:
         ("image_id,age_approximate,sex\nISIC_1,30,male\nISIC_1,30,male\n", "come twice: ISIC_1"),
         ("", "no readable CSV"),
         (None, "no readable CSV"),
+        ("image_id,age_approximate,sex\nISIC_1.jpg,30,male\n,,\n,,\n", "knows none of these images"),
     ],
 )
 def test_unfit_metadata_are_refused(
