@@ -195,22 +195,24 @@ def clear(graphics: Path, names: Sequence[str], keep: Sequence[Path] = ()) -> No
 
 
 def own_system(store: stages.Store, splits: list[str]) -> dict[str, System]:
-    """The probabilities of the fourth script under the name of its backbone."""
+    """The probabilities of the fourth script under the name of its backbone; nothing where there is no split."""
+    if not splits:
+        return {}
     own = {split: np.array(store.load("probabilities", split=split)) for split in splits}
-    return {store.written_with("probabilities", split=split)["backbone"]: own for split in splits[:1]}
+    return {store.written_with("probabilities", split=splits[0])["backbone"]: own}
 
 
 def main(arguments: argparse.Namespace) -> None:
     """Chooses thresholds on validation and judges every split but train; or compares two systems."""
     store, graphics = stages.Store(arguments.data, stages.EVALUATION, vars(arguments)), arguments.graphics
     splits = [split for split in store.splits() if split != "train"]
-    ids = {split: store.load("ids", split=split).tolist() for split in splits}
+    whole = stages.Store(arguments.data, stages.EVALUATION, {})  # without --limit: files are of all images
+    all_ids = {split: whole.load("ids", split=split).tolist() for split in splits}
+    ids = {split: names[: store.rows(split)] for split, names in all_ids.items()}
     labels = {
         split: np.array(store.load("labels", split=split)) for split in splits if store.has("labels", split=split)
     }
     files = arguments.compare or arguments.predictions
-    whole = stages.Store(arguments.data, stages.EVALUATION, {})  # without --limit: the files are of all images
-    all_ids = {split: whole.load("ids", split=split).tolist() for split in splits}
     others = {
         path.stem: {split: one[: len(ids[split])] for split, one in predictions.read(path, all_ids).items()}
         for path in files
