@@ -1,10 +1,14 @@
 """Step 5 of 5: melanoma against the rest, seborrheic keratosis against the rest, on validation and test.
 
-Reads   data/arrays/{val,test}_{ids,labels}.npy             from step 1
-        data/arrays/{val,test}_probabilities.npy            from step 4
+After a cross-validation (--folds of step 4) also on train, each photograph by the networks that have not seen it; the
+files named below are then there for train too.
+
+Reads   data/arrays/{train,val,test}_{ids,labels}.npy       from step 1
+        data/arrays/{train,val,test}_probabilities.npy      from step 4
         any system's predictions, metadata                  with --predictions, --compare, --metadata
         data/arrays/{val,test}_{images,predicted}.npy       from steps 1 and 2, with --probe
-        data/weights/{backbone}.weights.h5, {backbone}.json from step 4, with --probe
+        data/weights/{backbone}{member}.weights.h5          from step 4, with --probe
+        data/weights/{backbone}.json                        from step 4, with --probe
 Writes  graphics/roc_{val,test}.png                         ROC curves, areas, operating points
         graphics/precision_recall_{val,test}.png            precision against recall
         graphics/reliability_{val,test}.png                 probabilities against what comes true
@@ -16,7 +20,7 @@ Writes  graphics/roc_{val,test}.png                         ROC curves, areas, o
         graphics/probe_{val,test}.png                       without the lesion, and with it alone: with --probe
         graphics/gradcam_{val,test}.png                     where the evidence lies in telling cases: with --probe
         graphics/comparison.json, comparison_{val,test}.png with --compare, which does nothing else
-        data/weights/thresholds.json                        the thresholds chosen on validation
+        data/weights/thresholds.json                        the thresholds, chosen on train or validation
 
 Run     python evaluate.py
 Try     python evaluate.py --limit 30
@@ -31,7 +35,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from melanoma import command, evaluation, isic, metrics, plots, predictions, report, stages
+from melanoma import command, evaluation, folds, isic, metrics, plots, predictions, report, stages
 from melanoma.command import log
 from melanoma.errors import InputError, StageError
 from melanoma.evaluation import System, Thresholds
@@ -43,7 +47,7 @@ RELIABILITY = "reliability_{split}.png"
 BINARY, CLASSES = "confusion_melanoma_{split}.png", "confusion_classes_{split}.png"
 PROBE, GRADCAM = "probe_{split}.png", "gradcam_{split}.png"
 TABLE, COMPARISON = "predictions_{split}.csv", "comparison_{split}.png"
-FIGURES_FILE, COMPARED = "metrics.json", "comparison.json"
+COMPARED = "comparison.json"
 FIGURES = (ROC, PRECISION_RECALL, RELIABILITY, BINARY, CLASSES, PROBE, GRADCAM, TABLE, report.PAGE, report.CARD)
 CASES = 4  # of each kind in the Grad-CAM pictures
 BATCH_SIZE = 16
@@ -80,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
 
 def about(split: str, labels: np.ndarray) -> str:
     """Which images a picture is of."""
-    return f"{isic.spoken_name(split)}, n = {len(labels)}"
+    return f"{evaluation.SPOKEN[split]}, n = {len(labels)}"
 
 
 def draw(
@@ -115,8 +119,9 @@ def judge(name: str, system: System, labels: System, thresholds: Thresholds, see
     scored = {}
     for split in [split for split in system if split in labels]:
         one = scored[split] = evaluation.score(labels[split], system[split], thresholds, seed)
-        note = "; thresholds chosen on these very images, where any were" if split == "val" else ""
-        log.info("\n%s, %s, n = %d, with 95 %% bootstrap intervals%s", name, split, one["n"], note)
+        note = "; thresholds chosen on these very images, where any were" if split == evaluation.chooser(system) else ""
+        images = about(split, labels[split])
+        log.info("\n%s, %s, with 95 %% bootstrap intervals%s", name, images, note)
         for line in command.table(one["figures"], one["intervals"]):
             log.info("%s", line)
     return {"thresholds": thresholds, "splits": scored, "subgroups": {}}
@@ -148,17 +153,18 @@ def compare(systems: dict[str, System], labels: System, arguments: argparse.Name
 
 def judge_probe(store: stages.Store, name: str, labels: System, arguments: argparse.Namespace) -> dict[str, Any]:
     """Judges the classifier on photographs without their lesion and with nothing else; draws where it looks."""
-    from melanoma import classifier, probe, training  # with Keras, which nothing else here needs
+    from melanoma import classifier, probe  # with Keras, which nothing else here needs
 
     (network, settings), judged = classifier.load(store, name), {}
     for split, labelled in labels.items():
+        if split == "train":
+            continue  # each photograph is known to all networks but one
         rows = probe.outlined(store, split)
         truth = labelled[rows]
         shown, found = {}, {}
         for variant in probe.variants(settings["roi"]):
             shown[variant] = np.concatenate(list(probe.altered(store, split, variant, settings["roi"])))[rows]
-            batches = training.predict(network.model, shown[variant], BATCH_SIZE, f"{split}, {variant}")
-            found[variant] = np.concatenate(list(batches))
+            found[variant] = network.probabilities(shown[variant], BATCH_SIZE, f"{split}, {variant}")
         judged[split] = {
             variant: evaluation.with_intervals(partial(evaluation.areas, truth, one), truth, arguments.seed)
             for variant, one in found.items()
@@ -173,8 +179,9 @@ def judge_probe(store: stages.Store, name: str, labels: System, arguments: argpa
         if groups:
             title = f"What the classifier needs the lesion for, {about(split, truth)}"
             plots.estimates(arguments.graphics / PROBE.format(split=split), groups, "AUC", 0.5, title)
-        cases = probe.telling_cases(truth, found[probe.AS_TRAINED], CASES)
-        explain = partial(probe.explained, network, shown[probe.AS_TRAINED], truth, found[probe.AS_TRAINED])
+        photographs, answers = shown[probe.AS_TRAINED], found[probe.AS_TRAINED]
+        cases = probe.telling_cases(truth, answers, CASES)
+        explain = partial(probe.explained, network.classifiers[0], photographs, truth, answers)
         tiles = [explain(kind, which) for kind, which in cases.items() if len(which)]
         title = f"Evidence for the likeliest class (Grad-CAM), {about(split, truth)}"
         plots.sheet(arguments.graphics / GRADCAM.format(split=split), tiles, title)
@@ -194,23 +201,32 @@ def clear(graphics: Path, names: Sequence[str], keep: Sequence[Path] = ()) -> No
         path.unlink(missing_ok=True)
 
 
-def own_system(store: stages.Store, splits: list[str]) -> dict[str, System]:
-    """The probabilities of the fourth script under the name of its backbone; nothing where there is no split."""
-    if not splits:
-        return {}
-    own = {split: np.array(store.load("probabilities", split=split)) for split in splits}
-    return {store.written_with("probabilities", split=splits[0])["backbone"]: own}
+def own_system(store: stages.Store, photographs: dict[str, np.ndarray]) -> dict[str, System]:
+    """The probabilities that the fourth script gives these rows, under the name of its backbone; nothing without rows.
+
+    Train has some after a cross-validation alone.
+    """
+    own = {
+        split: np.array(store.load("probabilities", split=split))[rows]
+        for split, rows in photographs.items()
+        if split != "train" or store.has("probabilities", split=split)
+    }
+    return {store.written_with("probabilities", split=next(iter(own)))["backbone"]: own} if own else {}
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Chooses thresholds on validation and judges every split but train; or compares two systems."""
+    """Chooses thresholds and judges every split; or compares two systems."""
     store, graphics = stages.Store(arguments.data, stages.EVALUATION, vars(arguments)), arguments.graphics
-    splits = [split for split in store.splits() if split != "train"]
+    splits = store.splits()
     whole = stages.Store(arguments.data, stages.EVALUATION, {})  # without --limit: files are of all images
-    all_ids = {split: whole.load("ids", split=split).tolist() for split in splits}
-    ids = {split: names[: store.rows(split)] for split, names in all_ids.items()}
+    names = {split: whole.load("ids", split=split).tolist() for split in splits}
+    photographs = {split: np.flatnonzero(folds.photographs(names[split][: store.rows(split)])) for split in splits}
+    all_ids = {split: [name for name in names[split] if folds.is_photograph(name)] for split in splits}
+    ids = {split: all_ids[split][: len(rows)] for split, rows in photographs.items()}
     labels = {
-        split: np.array(store.load("labels", split=split)) for split in splits if store.has("labels", split=split)
+        split: np.array(store.load("labels", split=split))[rows]
+        for split, rows in photographs.items()
+        if store.has("labels", split=split)
     }
     files = arguments.compare or arguments.predictions
     others = {
@@ -230,7 +246,7 @@ def main(arguments: argparse.Namespace) -> None:
     own: dict[str, System] = {}
     if not others or any(store.has("probabilities", split=split) for split in splits):
         try:
-            own = own_system(store, splits)
+            own = own_system(store, photographs)
         except StageError as error:
             if not others:
                 raise
@@ -265,12 +281,12 @@ def main(arguments: argparse.Namespace) -> None:
         elif having:
             draw(split, labels[split], having, thresholds[next(iter(having))], arguments)
     told = {"systems": judged} | store.provenance()
-    stages.write_json(graphics / FIGURES_FILE, told)
+    stages.write_json(graphics / report.FIGURES, told)
     if judged:
         masks = graphics / "segmentation.json"
         segmentation = json.loads(masks.read_text(encoding="utf-8")) if masks.is_file() else None
         report.write(graphics, told, segmentation, own=bool(own))
-    log.info("\nfigures in %s, the page to read is %s", graphics / FIGURES_FILE, graphics / report.PAGE)
+    log.info("\nfigures in %s, the page to read is %s", graphics / report.FIGURES, graphics / report.PAGE)
 
 
 if __name__ == "__main__":

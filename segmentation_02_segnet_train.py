@@ -2,10 +2,10 @@
 
 Reads   data/arrays/{train,val,test}_{ids,images,masks,labels}.npy   from step 1
         pretrained/segnet.weights.h5, segnet.json                    with --pretrained
-Writes  data/weights/segnet{fold}.weights.h5                  weights of the best epoch, of each fold
+Writes  data/weights/segnet{member}.weights.h5                weights of the best epoch, of each fold
         data/weights/segnet.json                              the network's design, threshold, training history
         data/arrays/{train,val,test}_predicted.npy            uint8 (N, S, S, 1), {0, 1}
-        graphics/segnet{fold}_curves.png                      training curves of each fold
+        graphics/segnet{member}_curves.png                    training curves of each fold
         graphics/segnet_overlays.png                          worst, median and best validation masks
         graphics/segnet_jaccard.png                           Jaccard index against lesion size, and by class
         graphics/segmentation.json                            the challenge's figures of the splits that have masks
@@ -23,7 +23,6 @@ from functools import partial
 from typing import Any
 
 from melanoma import (
-    augment,
     backbones,
     command,
     folds,
@@ -37,7 +36,7 @@ from melanoma import (
     training,
 )
 from melanoma.command import log
-from melanoma.errors import InputError, StageError
+from melanoma.errors import StageError
 
 import keras
 import numpy as np
@@ -108,13 +107,8 @@ def design_of(store: stages.Store, arguments: argparse.Namespace) -> segnet.Desi
     return segnet.Design(arguments.network, arguments.network_size, backbone, arguments.scaling, mean, std)
 
 
-def photographs(store: stages.Store) -> np.ndarray:
-    """Whether each row of train is a photograph, and no augmented copy of one: bool (N,)."""
-    return np.array([augment.original(name) == name for name in store.load("ids", split="train").tolist()])
-
-
 def train(
-    store: stages.Store, arguments: argparse.Namespace, design: segnet.Design, rows: np.ndarray, fold: str
+    store: stages.Store, arguments: argparse.Namespace, design: segnet.Design, rows: np.ndarray, member: folds.Member
 ) -> tuple[keras.Model, training.Training]:
     """Trains on some rows of train, chooses the best epoch on validation, saves weights and curves.
 
@@ -122,7 +116,7 @@ def train(
     """
     images, truth = store.load("images", split="train"), store.load("masks", split="train")
     model = segnet.build(design, images.shape[1], arguments.weights)
-    log.info("%s%s, %d weights, %d photographs of training", model.name, fold, model.count_params(), len(rows))
+    log.info("%s%s, %d weights, %d photographs of training", model.name, member.name, model.count_params(), len(rows))
     validation = None
     if store.has("masks", split="val"):
         val = store.load("images", split="val"), store.load("masks", split="val")
@@ -132,7 +126,7 @@ def train(
     result = training.fit(
         model,
         training.Batches(
-            images, truth, arguments.batch_size, rows=rows, seed=arguments.seed, vary=True, target_is_mask=True
+            images, truth, arguments.batch_size, rows=rows, seed=member.seed, vary=True, target_is_mask=True
         ),
         validation,
         loss=segnet.LOSSES[arguments.loss],
@@ -142,36 +136,33 @@ def train(
         learning_rate=arguments.learning_rate,
         averaging=arguments.averaging,
         patience=PATIENCE,
-        save=partial(store.save_weights, "segnet_weights", model, fold=fold),
+        save=partial(store.save_weights, "segnet_weights", model, member=member.name),
     )
     plots.training_curves(
-        arguments.graphics / f"segnet{fold}_curves.png",
+        arguments.graphics / f"segnet{member.name}_curves.png",
         result.history,
         result.best_epoch,
         {"loss": f"loss, {arguments.loss.replace('_', ' ')}", "jaccard": "mean Jaccard"},
-        f"{design.network}{fold.replace('_', ', ')}",
+        f"{design.network}{member.name.replace('_', ', ')}",
     )
     return model, result
 
 
 def train_all(
-    store: stages.Store, arguments: argparse.Namespace, fold_of_row: np.ndarray
+    store: stages.Store, arguments: argparse.Namespace, members: list[folds.Member], fold_of_row: np.ndarray
 ) -> tuple[list[keras.Model], dict[str, Any]]:
     """Trains a network for every fold; returns them and what to note of them."""
     design = design_of(store, arguments)
-    learnable = photographs(store)
+    learnable = folds.photographs(store.load("ids", split="train").tolist())
     models: list[keras.Model] = []
     notes: list[dict[str, Any]] = []
-    names = [f"_fold{number + 1}" for number in range(arguments.folds)] if arguments.folds > 1 else [""]
-    for number, fold in enumerate(names):
-        seen = learnable & (fold_of_row != number) if arguments.folds > 1 else learnable
-        model, result = train(store, arguments, design, np.flatnonzero(seen), fold)
+    for member in members:
+        rows = np.flatnonzero(learnable & (fold_of_row != member.fold))
+        model, result = train(store, arguments, design, rows, member)
         models.append(model)
         notes.append({"best_epoch": result.best_epoch, "history": result.history, "seconds": result.seconds})
-    for path in store.path("segnet_weights", fold="").parent.glob("segnet*.weights.h5"):  # of an earlier run
-        if (fold := path.name.removeprefix("segnet").removesuffix(".weights.h5")) not in names:
-            store.remove("segnet_weights", fold=fold)
-            (arguments.graphics / f"segnet{fold}_curves.png").unlink(missing_ok=True)
+    for gone in store.keep_members("segnet_weights", [member.name for member in members]):
+        (arguments.graphics / f"segnet{gone}_curves.png").unlink(missing_ok=True)
     seconds = statistics.median(second for note in notes for second in note["seconds"])
     cost = {"weights": models[0].count_params(), "seconds_per_epoch": seconds}
     return models, {"design": asdict(design), "training": notes, "cost": cost}
@@ -185,10 +176,10 @@ def choose_threshold(
         return masks.DEFAULT_THRESHOLD, {}
     images, truth = store.load("images", split="val"), np.array(store.load("masks", split="val"))
     found, rates = {}, {}
-    list(masks.predict(models, images[:1], arguments.batch_size, False, "first look"))  # which compiles
+    list(training.predict(models, images[:1], arguments.batch_size, "first look"))  # which compiles
     for turns in (False, True):
         start = time.perf_counter()
-        blocks = list(masks.predict(models, images, arguments.batch_size, turns, f"validation, turns {turns}"))
+        blocks = list(training.predict(models, images, arguments.batch_size, f"validation, turns {turns}", turns))
         found[turns], rates[turns] = np.concatenate(blocks), len(images) / (time.perf_counter() - start)
     effects = masks.effects(truth, found[False], found[True])
     log.info("\nOn validation, mean Jaccard without and with turned views, clean-up, a threshold chosen here:")
@@ -207,13 +198,13 @@ def write_masks(
     arguments: argparse.Namespace,
     models: list[keras.Model],
     threshold: float,
-    fold_of_row: np.ndarray,
+    own: np.ndarray | None,
 ) -> None:
-    """Writes the predicted masks of every split."""
+    """Writes the predicted masks of every split; for `own`, of train, see `training.predict`."""
     for split in store.splits():
         images = store.load("images", split=split)
-        own = fold_of_row if split == "train" and len(models) > 1 else None
-        blocks = masks.predict(models, images, arguments.batch_size, arguments.turns, f"masks of {split}", own)
+        seers = own if split == "train" else None
+        blocks = training.predict(models, images, arguments.batch_size, f"masks of {split}", arguments.turns, seers)
         with store.writer("predicted", len(images), (*images.shape[1:3], 1), split=split) as file:
             for block in blocks:
                 file.append(masks.outline(block, threshold, arguments.clean))
@@ -221,7 +212,7 @@ def write_masks(
 
 def score(store: stages.Store, split: str, seed: int) -> dict[str, Any]:
     """Mean of the challenge's figures over the photographs of a split, with 95 % intervals."""
-    rows = np.flatnonzero(photographs(store)) if split == "train" else slice(None)
+    rows = folds.photographs(store.load("ids", split=split).tolist())
     values = metrics.per_image(store.load("masks", split=split)[rows], store.load("predicted", split=split)[rows])
 
     def means(rows: np.ndarray) -> dict[str, float | None]:
@@ -264,13 +255,10 @@ def main(arguments: argparse.Namespace) -> None:
     made_with = {"weights_sha256": backbones.digest(arguments.weights), "keras_backend": keras.backend.backend()}
     store = stages.Store(arguments.data, stages.SEGNET, vars(arguments) | made_with)
     splits = store.splits()
-    fold_of_row = np.zeros(0, int)
+    own = None
     facts: dict[str, Any] = {}
     if arguments.pretrained:
-        defaults = parser()
-        if useless := [name for name in OF_TRAINING if getattr(arguments, name) != defaults.get_default(name)]:
-            names = ", ".join(f"--{name.replace('_', '-')}" for name in useless)
-            raise InputError(f"--pretrained trains nothing: leave out {names}")
+        command.refuse(arguments, parser(), OF_TRAINING, "--pretrained trains nothing")
         model, shipped = pretrained.load_segnet(store.load("images", split=splits[0]).shape[1])
         models, threshold = [model], shipped["threshold"]
         store.settings["weights_sha256"] = shipped["sha256"]
@@ -281,11 +269,10 @@ def main(arguments: argparse.Namespace) -> None:
                 f"no masks of training images to learn from: run {stages.PREPROCESSING} on a source with them, or this "
                 "script with --pretrained"
             )
-        try:
-            fold_of_row = folds.assign(store.load("ids", split="train").tolist(), arguments.folds, arguments.seed)
-        except ValueError as error:
-            raise InputError(f"--folds: {error}") from None
-        models, facts = train_all(store, arguments, fold_of_row)
+        members = folds.members(arguments.folds, 1, arguments.seed)
+        fold_of_row = folds.assign(store.load("ids", split="train").tolist(), arguments.folds, arguments.seed)
+        own = folds.own(members, fold_of_row)
+        models, facts = train_all(store, arguments, members, fold_of_row)
         threshold, found = choose_threshold(store, arguments, models)
         facts |= found
     if arguments.threshold is not None:
@@ -293,7 +280,7 @@ def main(arguments: argparse.Namespace) -> None:
     after = {"threshold": threshold, "turns": arguments.turns, "clean": arguments.clean}
     if not arguments.pretrained:
         store.save_json("segnet_settings", facts | after)
-    write_masks(store, arguments, models, threshold, fold_of_row)
+    write_masks(store, arguments, models, threshold, own)
     scores = {}
     for split in splits:
         if split == "train" and len(models) == 1:

@@ -108,6 +108,16 @@ def training_flags(
     )
 
 
+def refuse(given: argparse.Namespace, flags: argparse.ArgumentParser, useless: Iterable[str], reason: str) -> None:
+    """Refuses flags that would do nothing.
+
+    Raises:
+        InputError: one of the `useless` settings has another value than its default.
+    """
+    if names := [name for name in useless if getattr(given, name) != flags.get_default(name)]:
+        raise InputError(f"{reason}: leave out {', '.join('--' + name.replace('_', '-') for name in names)}")
+
+
 def progress(items: Iterable[T], label: str, total: int) -> Iterator[T]:
     """Passes items through, with a bar on a terminal and a line for every tenth of the work in a log."""
     if sys.stderr.isatty():

@@ -14,15 +14,29 @@ System = dict[str, np.ndarray]  # probabilities, float (N, 3), by split
 Thresholds = dict[str, dict[str, float]]  # by class and operating point
 
 
+SPOKEN = {"train": "cross-validation", "val": "validation", "test": "test"}
+
+
+def chooser(system: System) -> str:
+    """The split that chooses a system's thresholds: train after a cross-validation, for it is larger, or validation."""
+    return "train" if "train" in system else "val"
+
+
+def caveat(split: str, system: System) -> str:
+    """What to know of a split's figures of the own network; nothing where it only answered."""
+    chosen = ["best epochs"] * (split == "val") + ["calibration and thresholds"] * (split == chooser(system))
+    return f"{' and '.join(chosen)} were chosen on these very images, so these figures flatter" if chosen else ""
+
+
 def choose_thresholds(name: str, system: System, labels: System) -> Thresholds:
-    """For each task, the thresholds of the operating points on validation, or the challenge's where it cannot tell."""
-    thresholds = {}
+    """For each task, the thresholds of the operating points on the `chooser`, or the challenge's where none can."""
+    thresholds, split = {}, chooser(system)
     for index in isic.RANKED:
-        truth = labels["val"] == index if "val" in system and "val" in labels else np.zeros(0, bool)
+        truth = labels[split] == index if split in system and split in labels else np.zeros(0, bool)
         if 0 < truth.sum() < len(truth):
-            thresholds[isic.CLASSES[index]] = metrics.operating_points(truth, system["val"][:, index])
+            thresholds[isic.CLASSES[index]] = metrics.operating_points(truth, system[split][:, index])
         else:
-            log.info("%s: validation chooses no threshold for %s: %s", name, isic.CLASSES[index], DEFAULT_THRESHOLD)
+            log.info("%s: no labels choose a threshold for %s: %s", name, isic.CLASSES[index], DEFAULT_THRESHOLD)
             thresholds[isic.CLASSES[index]] = {str(DEFAULT_THRESHOLD): DEFAULT_THRESHOLD}
     return thresholds
 

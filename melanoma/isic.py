@@ -77,11 +77,6 @@ def label_file(source: Path, split: str) -> Path:
     return source / f"ISIC-2017_{OFFICIAL_NAMES[split]}_Part3_GroundTruth.csv"
 
 
-def spoken_name(split: str) -> str:
-    """What a split is called in a sentence."""
-    return OFFICIAL_NAMES[split].removesuffix("_v2").lower()
-
-
 def first_ids(ids: Sequence[str], count: int = 10) -> str:
     """The first ids of a list, and how many more there are, for a message."""
     more = f" and {len(ids) - count} more" if len(ids) > count else ""

@@ -1,74 +1,14 @@
-"""From a network's probabilities to a lesion mask: turned views, threshold, clean-up, each of which can be left out."""
+"""From a network's probabilities to a lesion mask: threshold and clean-up, each of which can be left out."""
 
-from collections.abc import Iterator, Sequence
-from functools import partial
 from itertools import product
 
-from melanoma import augment, command, metrics, training
+from melanoma import metrics
 
-import keras
 import numpy as np
 from scipy import ndimage
 
 DEFAULT_THRESHOLD = 0.5  # where no validation masks choose a better one
 THRESHOLDS = np.linspace(0.1, 0.9, 17)
-BATCHES = 4  # in a block of results
-IMAGE_AXES = (1, 2)  # of (N, H, W, C)
-
-
-def probabilities(models: Sequence[keras.Model], images: np.ndarray, turns: bool) -> np.ndarray:
-    """The mean over models, and over the 8 flips and quarter turns of the images where asked.
-
-    Args:
-        models: each from (N, S, S, 3) to (N, S, S, 1).
-        images: uint8 (N, S, S, 3).
-        turns: whether to look at turned views; eight times the work.
-
-    Returns:
-        float32 (N, S, S, 1), 0 to 1.
-    """
-    total = np.zeros((*images.shape[:3], 1), np.float32)
-    variants = range(augment.TURNS if turns else 1)
-    for variant in variants:
-        view = np.ascontiguousarray(augment.turned(images, variant, IMAGE_AXES))
-        for model in models:
-            total += augment.turned_back(np.asarray(model.predict_on_batch(view)), variant, IMAGE_AXES)
-    return total / (len(models) * len(variants))
-
-
-def predict(
-    models: Sequence[keras.Model],
-    images: np.ndarray,
-    batch_size: int,
-    turns: bool,
-    label: str,
-    own: np.ndarray | None = None,
-) -> Iterator[np.ndarray]:
-    """`probabilities` of many images, a block at a time, so that they need not fit in memory together.
-
-    Args:
-        models: see `probabilities`.
-        images: see there; memory-mapped or not.
-        batch_size: images that a network sees at a time.
-        turns: see `probabilities`.
-        label: names the work in its progress.
-        own: int (N,), the one model for each image; None: the mean of all models for every image.
-    """
-    everyone = partial(probabilities, models, turns=turns)
-    block = BATCHES * batch_size * len(models)
-    starts = range(0, len(images), block)
-    for start in command.progress(starts, label, len(starts)):
-        part = images[start : start + block]
-        if own is None:
-            yield np.concatenate(list(training.in_batches(everyone, part, batch_size)))
-            continue
-        result = np.empty((*part.shape[:3], 1), np.float32)
-        for number, model in enumerate(models):
-            rows = np.flatnonzero(own[start : start + block] == number)
-            if len(rows):
-                alone = partial(probabilities, [model], turns=turns)
-                result[rows] = np.concatenate(list(training.in_batches(alone, part[rows], batch_size)))
-        yield result
 
 
 def clean(mask: np.ndarray) -> np.ndarray:

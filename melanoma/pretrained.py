@@ -1,18 +1,20 @@
-"""The weights that come with the scripts, so that photographs can be segmented without any training.
+"""The weights that come with the scripts, so that photographs can be segmented and classified without any training.
 
-    python -m melanoma.pretrained [--data data] [--graphics graphics]
+    python -m melanoma.pretrained {segnet,classifier} [--data data] [--graphics graphics]
 
-makes them from the last run of segmentation_02_segnet_train.py: pretrained/segnet.weights.h5, kernels as float16, and
-pretrained/segnet.json with design, threshold, figures, data, settings and seed, machine and versions.
+makes them from the last run of segmentation_02_segnet_train.py, or of densenet_train.py and evaluate.py:
+pretrained/segnet.weights.h5 or classifier{member}.weights.h5, kernels as float16, and segnet.json or classifier.json
+with what is needed to use them, figures, data, settings and seed, machine and versions.
 """
 
 import argparse
 import json
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from melanoma import backbones, command, segnet, stages
+from melanoma import backbones, classifier, command, report, segnet, stages
 from melanoma.errors import InputError
 
 import h5py
@@ -21,8 +23,8 @@ import keras
 import numpy as np
 
 FOLDER = Path(__file__).parent.parent / "pretrained"
+SEGNET, CLASSIFIER = "segnet", "classifier"
 PATHS = ("data", "graphics", "weights")  # settings of which only the last part is anybody else's business
-WEIGHTS, SETTINGS = FOLDER / "segnet.weights.h5", FOLDER / "segnet.json"
 
 
 def halve(source: Path, target: Path) -> None:
@@ -55,26 +57,37 @@ def halve(source: Path, target: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def load_segnet(size: int) -> tuple[keras.Model, dict[str, Any]]:
-    """The network that outlines lesions.
-
-    Args:
-        size: side of the photographs in pixels.
-
-    Returns:
-        The model (see `segnet.build`) and the content of pretrained/segnet.json.
+def read(network: str) -> tuple[dict[str, Any], list[Path]]:
+    """What is noted of a network that comes with the scripts, and its weight files.
 
     Raises:
         InputError: files are missing, or are not the ones that belong together.
     """
-    if not (WEIGHTS.is_file() and SETTINGS.is_file()):
-        raise InputError(f"--pretrained: {WEIGHTS} and {SETTINGS} are needed; they come with the scripts")
-    settings = json.loads(SETTINGS.read_text(encoding="utf-8"))
-    if (found := stages.sha256(WEIGHTS)) != settings["sha256"]:
-        raise InputError(f"--pretrained: {WEIGHTS} has SHA-256 {found}, expected {settings['sha256']}")
+    noted = FOLDER / f"{network}.json"
+    if not noted.is_file():
+        raise InputError(f"--pretrained: {noted} is needed; it comes with the scripts")
+    settings = json.loads(noted.read_text(encoding="utf-8"))
+    for name, expected in settings["sha256"].items():
+        path = FOLDER / name
+        if not path.is_file():
+            raise InputError(f"--pretrained: {path} is needed; it comes with the scripts")
+        if (found := stages.sha256(path)) != expected:
+            raise InputError(f"--pretrained: {path} has SHA-256 {found}, expected {expected}")
+    return settings, [FOLDER / name for name in settings["sha256"]]
+
+
+def load_segnet(size: int) -> tuple[keras.Model, dict[str, Any]]:
+    """The network that outlines lesions, for photographs of a side in pixels, and what is noted of it; see `read`."""
+    settings, (weights,) = read(SEGNET)
     model = segnet.build(segnet.Design(**settings["design"]), size)
-    backbones.load_weights(model, WEIGHTS)
+    backbones.load_weights(model, weights)
     return model, settings
+
+
+def load_classifier(size: int) -> tuple[classifier.Ensemble, dict[str, Any]]:
+    """The classifiers, for photographs of a side in pixels, and what is noted of them; see `read`."""
+    settings, weights = read(CLASSIFIER)
+    return classifier.restore(settings | {"size": size}, weights), settings
 
 
 def processor() -> str:
@@ -85,40 +98,84 @@ def processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def main(arguments: argparse.Namespace) -> None:
-    """Packs the network of the last training.
+def write(network: str, weights: Sequence[Path], facts: dict[str, Any]) -> None:
+    """Packs weight files, which keep their {member} alone, and notes facts."""
+    FOLDER.mkdir(exist_ok=True)
+    for old in FOLDER.glob(f"{network}*"):
+        old.unlink()
+    digests = {}
+    for path, member in zip(weights, facts.get("members", ("",)), strict=True):
+        target = FOLDER / f"{network}{member}.weights.h5"
+        halve(path, target)
+        digests[target.name] = stages.sha256(target)
+        command.log.info("%s, %.1f MB", target, target.stat().st_size / 1e6)
+    machine = f"{processor()}, {joblib.cpu_count()} cores, {platform.system()} {platform.machine()}"
+    stages.write_json(FOLDER / f"{network}.json", {"sha256": digests} | facts | {"machine": machine})
 
-    Raises:
-        InputError: that made several networks, or saw a part of the images, or is not what the figures are of.
-    """
-    store = stages.Store(arguments.data, stages.SEGNET, {})
+
+def pack_segnet(store: stages.Store, graphics: Path) -> None:
+    """Packs the network of the last training of the second script."""
     settings = json.loads(store.check("segnet_settings").read_text(encoding="utf-8"))
-    used, figures = store.written_with("segnet_settings"), arguments.graphics / "segmentation.json"
-    report = json.loads(figures.read_text(encoding="utf-8")) if figures.is_file() else {}
-    if report.get("settings") != used:
-        raise InputError(f"{figures} is not of the network in {arguments.data}: run {stages.SEGNET} again")
+    used, figures = store.written_with("segnet_settings"), graphics / "segmentation.json"
+    told = json.loads(figures.read_text(encoding="utf-8")) if figures.is_file() else {}
+    if told.get("settings") != used:
+        raise InputError(f"{figures} is not of the network in {store.data}: run {stages.SEGNET} again")
     if used["folds"] > 1 or used["limit"]:
         raise InputError(f"the last training had --folds or --limit: run {stages.SEGNET} without")
-    FOLDER.mkdir(exist_ok=True)
-    halve(store.check("segnet_weights", fold=""), WEIGHTS)
     facts = {
-        "sha256": stages.sha256(WEIGHTS),
         "design": settings["design"],
         "threshold": settings["threshold"],
-        "figures_before_rounding_to_float16": report["splits"],
+        "figures_before_rounding_to_float16": told["splits"],
         "data": "ISIC 2017 challenge, its train split; best epoch and threshold chosen on its validation split",
         "training": settings["training"],
         "settings": {name: Path(value).name if name in PATHS else value for name, value in used.items()},
-        "machine": f"{processor()}, {joblib.cpu_count()} cores, {platform.system()} {platform.machine()}",
-        "versions": report["versions"],
+        "versions": told["versions"],
     }
-    stages.write_json(SETTINGS, facts)
-    command.log.info("%s, %.1f MB", WEIGHTS, WEIGHTS.stat().st_size / 1e6)
+    write(SEGNET, [store.check("segnet_weights", member="")], facts)
+
+
+def pack_classifier(store: stages.Store, graphics: Path) -> None:
+    """Packs the networks that `graphics`/metrics.json tells of."""
+    figures = graphics / report.FIGURES
+    told = json.loads(figures.read_text(encoding="utf-8")) if figures.is_file() else {"systems": {}}
+    backbone = next(iter(told["systems"]), "")
+    key = stages.FILES["classifier_settings"].path.format(backbone=backbone)
+    path = store.check("classifier_settings", backbone=backbone)
+    if told.get("inputs", {}).get(key, {}).get("sha256") != stages.sha256(path):
+        raise InputError(f"{figures} is not of the classifier in {store.data}: run {stages.EVALUATION} again")
+    if store.written_with("classifier_settings", backbone=backbone)["limit"]:
+        raise InputError(f"the last training had --limit: run {stages.CLASSIFIER} without")
+    settings = json.loads(path.read_text(encoding="utf-8"))
+    facts = settings | {
+        "figures_before_rounding_to_float16": {
+            split: {"n": one["n"], "figures": one["figures"], "intervals": one["intervals"]}
+            for split, one in told["systems"][backbone]["splits"].items()
+        },
+        "data": "ISIC 2017 challenge, its train split; best epochs chosen on its validation split",
+        "settings": report.made_with(told),
+        "versions": told["versions"],
+    }
+    weights = [store.check("classifier_weights", backbone=backbone, member=member) for member in settings["members"]]
+    write(CLASSIFIER, weights, facts)
+
+
+PACKERS = {SEGNET: pack_segnet, CLASSIFIER: pack_classifier}
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Packs what was trained last.
+
+    Raises:
+        InputError: that saw a part of the images, cannot be packed, or is not what the figures are of.
+        StageError: there is nothing to pack.
+    """
+    PACKERS[arguments.network](stages.Store(arguments.data, stages.EVALUATION, {}), arguments.graphics)
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     flags = argparse.ArgumentParser(description=__doc__, formatter_class=command.HelpFormatter, allow_abbrev=False)
+    flags.add_argument("network", choices=PACKERS, help="what to pack")
     flags.add_argument("--data", type=Path, default=Path("data"), help="folder of arrays and weights")
     flags.add_argument("--graphics", type=Path, default=Path("graphics"), help="folder of figures")
     return flags

@@ -7,11 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from melanoma import isic, stages
+from melanoma import evaluation, stages
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-PAGE, CARD = "report.html", "MODEL_CARD.md"
+PAGE, CARD, FIGURES = "report.html", "MODEL_CARD.md", "metrics.json"
 TEMPLATES = {PAGE: "report.html.jinja", CARD: "model_card.md.jinja"}
 
 # Settings that say where and how quickly, or what else the last script judged.
@@ -85,7 +85,8 @@ def content(graphics: Path, report: dict[str, Any], segmentation: dict[str, Any]
         "name": name,
         "commit": commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "names": {split: isic.spoken_name(split) for split in isic.SPLITS},
+        "names": evaluation.SPOKEN,
+        "caveats": {split: evaluation.caveat(split, splits) for split in splits},
         "judged": splits,
         "main": "test" if "test" in splits else next(iter(splits), None),
         "thresholds": systems[name]["thresholds"],

@@ -13,7 +13,8 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -38,7 +39,7 @@ SCRIPTS = (PREPROCESSING, SEGNET, MASKING, CLASSIFIER, EVALUATION)
 class File:
     """One file of the contract.
 
-    In names {split} is train, val or test, {backbone} the classifier's, {fold} nothing, or _fold1, _fold2 and so on.
+    In names {split} is train, val or test, {backbone} the classifier's, {member} nothing, or _fold1, _seed2 and so on.
     In shapes N is the number of images, S their side in pixels, and C the backbone's number of features.
     """
 
@@ -68,19 +69,21 @@ FILES = {
         low=0,
         high=2,
     ),
-    "segnet_weights": File("weights/segnet{fold}.weights.h5", SEGNET, ()),
+    "segnet_weights": File("weights/segnet{member}.weights.h5", SEGNET, ()),
     "segnet_settings": File("weights/segnet.json", SEGNET, ()),
     "predicted": File("arrays/{split}_predicted.npy", SEGNET, (MASKING, EVALUATION), "uint8", ("N", "S", "S", 1), 0, 1),
     "masked": File("arrays/{split}_masked.npy", MASKING, (CLASSIFIER,), "uint8", ("N", "S", "S", 3), 0, 255),
     "features": File("arrays/{split}_{backbone}_features.npy", CLASSIFIER, (CLASSIFIER,), "float32", ("N", "C")),
-    "head_weights": File("weights/{backbone}_head.weights.h5", CLASSIFIER, ()),
-    "classifier_weights": File("weights/{backbone}.weights.h5", CLASSIFIER, (EVALUATION,)),
+    "head_weights": File("weights/{backbone}_head{member}.weights.h5", CLASSIFIER, ()),
+    "classifier_weights": File("weights/{backbone}{member}.weights.h5", CLASSIFIER, (EVALUATION,)),
     "classifier_settings": File("weights/{backbone}.json", CLASSIFIER, (EVALUATION,)),
     "probabilities": File(
         "arrays/{split}_probabilities.npy", CLASSIFIER, (EVALUATION,), "float32", ("N", 3), low=0, high=1
     ),
     "thresholds": File("weights/thresholds.json", EVALUATION, ()),
 }
+
+MEMBER_NAME = re.compile(r"(_fold\d+)?(_seed\d+)?")  # what {member} may be, see `folds.members`
 
 HASH_BLOCK = 1 << 24  # bytes read at a time: hashing needs no more memory than this
 ROW_BLOCK = 64  # images read at a time by `Store.blocks`: 12 MB at 256 pixels
@@ -359,6 +362,16 @@ class Store:
         if manifest.pop(self._key(path), None) is not None:
             write_json(self.manifest_path, manifest)
         path.unlink(missing_ok=True)
+
+    def keep_members(self, name: str, members: Sequence[str], **fields: str) -> list[str]:
+        """Takes the files of an earlier run away whose {member} is none of these, and returns of which they were."""
+        before, _, after = self.path(name, member="*", **fields).name.partition("*")
+        found = [path.name for path in self.path(name, member="", **fields).parent.glob(f"{before}*{after}")]
+        there = [file.removeprefix(before).removesuffix(after) for file in found]
+        gone = [member for member in there if MEMBER_NAME.fullmatch(member) and member not in members]
+        for member in gone:
+            self.remove(name, member=member, **fields)
+        return gone
 
     def provenance(self) -> dict[str, Any]:
         """What this run's results rest on: its settings, versions, and of every file behind them what made it."""

@@ -6,8 +6,9 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ THREADS = os.cpu_count() or 1  # batches prepared at once; Pillow's warps run ou
 
 WARM_UP = 0.05  # of all steps
 
+BATCHES = 4  # of each model in a block of predictions
+IMAGE_AXES = (1, 2)  # of (N, H, W, C)
+
 # glibc's mallopt (man 3 mallopt). TensorFlow on a CPU frees and requests its large arrays at every step; glibc gives
 # them back to the system each time, and faulting the pages in again took 40 % of the time. Kept instead, a step of unet
 # at 160 pixels took 0.58 s in place of 0.95 to 1.4.
@@ -34,7 +38,8 @@ if platform.libc_ver()[0] == "glibc":
 class Batches(keras.utils.PyDataset):
     """Batches of rows and their targets, in a new random order each epoch when `seed` is given.
 
-    What a row looks like in an epoch depends on seed, epoch and row alone, not on threads or batch size.
+    What a row looks like in an epoch depends on seed, epoch, row and, where rows are drawn, its place in the order, not
+    on threads or batch size.
     """
 
     def __init__(
@@ -47,6 +52,8 @@ class Batches(keras.utils.PyDataset):
         seed: int | None = None,
         vary: bool = False,
         target_is_mask: bool = False,
+        chances: np.ndarray | None = None,
+        loss_weights: np.ndarray | None = None,
     ) -> None:
         """Sets the batches up.
 
@@ -58,11 +65,15 @@ class Batches(keras.utils.PyDataset):
             seed: of order and variants; None keeps the order.
             vary: whether images come as random variants; needs a seed.
             target_is_mask: whether the targets are masks, to be varied through the same geometry.
+            chances: float (N,), from 0; an epoch draws as many rows as there are, with replacement, by these chances.
+                Needs a seed. None: each row comes once.
+            loss_weights: float (N,), what each row's loss counts; None: all the same.
         """
         super().__init__(workers=THREADS if vary else 1, use_multiprocessing=False, max_queue_size=2 * THREADS)
         self.inputs, self.targets, self.batch_size = inputs, targets, batch_size
         self.rows = np.arange(len(inputs)) if rows is None else rows
         self.seed, self.vary, self.target_is_mask = seed, vary, target_is_mask
+        self.chances, self.loss_weights = chances, loss_weights
         self.epoch = -1
         self.on_epoch_end()
 
@@ -70,25 +81,34 @@ class Batches(keras.utils.PyDataset):
         """Draws the order of the next epoch."""
         self.epoch += 1
         self.order = self.rows.copy()
-        if self.seed is not None:
-            np.random.default_rng([self.seed, self.epoch]).shuffle(self.order)
+        if self.seed is None:
+            return
+        rng = np.random.default_rng([self.seed, self.epoch])
+        if self.chances is None:
+            rng.shuffle(self.order)
+        else:
+            chances = self.chances[self.rows]
+            self.order = rng.choice(self.rows, len(self.rows), p=chances / chances.sum())
 
     def __len__(self) -> int:
         """Batches per epoch."""
         return math.ceil(len(self.rows) / self.batch_size)
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """One batch of inputs and targets."""
-        rows = self.order[index * self.batch_size : (index + 1) * self.batch_size]
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
+        """One batch of inputs and targets, and loss weights where there are some."""
+        first = index * self.batch_size
+        rows = self.order[first : first + self.batch_size]
         inputs, targets = np.array(self.inputs[rows]), np.array(self.targets[rows])
         if self.vary:
             for place, row in enumerate(rows):
-                rng = np.random.default_rng([self.seed, self.epoch, row])
+                # A row drawn twice in an epoch is to look different; one that comes once, the same at any batch size.
+                key = [self.seed, self.epoch, row] + ([] if self.chances is None else [first + place])
+                rng = np.random.default_rng(key)
                 mask = targets[place] if self.target_is_mask else None
                 inputs[place], varied = augment.vary(inputs[place], rng, mask)
                 if varied is not None:
                     targets[place] = varied
-        return inputs, targets
+        return (inputs, targets) if self.loss_weights is None else (inputs, targets, self.loss_weights[rows])
 
 
 class KeepBest(keras.callbacks.Callback):
@@ -212,14 +232,54 @@ def in_batches(
         yield np.asarray(compute(filled))[: len(batch)]
 
 
-def predict(model: keras.Model, inputs: np.ndarray, batch_size: int, label: str) -> Iterator[np.ndarray]:
-    """A model's outputs, batch by batch, so that they need not fit in memory together.
+def mean_output(models: Sequence[keras.Model], images: np.ndarray, turns: bool) -> np.ndarray:
+    """The mean over models, and over the 8 flips and quarter turns of the images where asked.
 
     Args:
-        model: takes and gives one array.
-        inputs: (N, ...).
-        batch_size: rows at a time.
-        label: names the work in its progress.
+        models: each from (N, S, S, 3) to the same shape: values (N, C), or maps (N, S, S, C), which are turned back.
+        images: uint8 (N, S, S, 3).
+        turns: whether to look at turned views; eight times the work.
+
+    Returns:
+        float32 (N, C) or (N, S, S, C).
     """
-    batches = in_batches(model.predict_on_batch, inputs, batch_size)
-    yield from command.progress(batches, label, math.ceil(len(inputs) / batch_size))
+    total = np.zeros((len(images), *models[0].output_shape[1:]), np.float32)
+    maps, variants = total.ndim == images.ndim, range(augment.TURNS if turns else 1)
+    for variant in variants:
+        view = np.ascontiguousarray(augment.turned(images, variant, IMAGE_AXES))
+        for model in models:
+            found = np.asarray(model.predict_on_batch(view))
+            total += augment.turned_back(found, variant, IMAGE_AXES) if maps else found
+    return total / (len(models) * len(variants))
+
+
+def predict(
+    models: Sequence[keras.Model],
+    images: np.ndarray,
+    batch_size: int,
+    label: str,
+    turns: bool = False,
+    own: np.ndarray | None = None,
+) -> Iterator[np.ndarray]:
+    """`mean_output` of many images, a block at a time, so that they need not fit in memory together.
+
+    Args:
+        models: see `mean_output`.
+        images: see there; memory-mapped or not.
+        batch_size: images that a network sees at a time.
+        label: names the work in its progress.
+        turns: see `mean_output`.
+        own: bool (N, number of models), whose mean counts for each image; None: all models' for every image.
+    """
+    block = BATCHES * batch_size * len(models)
+    starts = range(0, len(images), block)
+    for start in command.progress(starts, label, len(starts)):
+        part = images[start : start + block]
+        shares = np.ones((len(part), len(models)), bool) if own is None else own[start : start + block]
+        result = np.empty((len(part), *models[0].output_shape[1:]), np.float32)
+        for share in np.unique(shares, axis=0):
+            rows = np.flatnonzero((shares == share).all(axis=1))
+            counting = [model for model, counts in zip(models, share, strict=True) if counts]
+            compute = partial(mean_output, counting, turns=turns)
+            result[rows] = np.concatenate(list(in_batches(compute, part[rows], batch_size)))
+        yield result

@@ -36,7 +36,7 @@ def own_source(source: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def own_chain(finished: Path, tmp_path: Path) -> Path:
     """A copy of the finished chain that a test may change."""
-    return shutil.copytree(finished, tmp_path / "chain")
+    return pipeline.copy(finished, tmp_path / "chain")
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """From probabilities to masks: turned views, threshold, clean-up; and the folds whose masks are their own."""
 
-from melanoma import augment, folds, masks
+from melanoma import augment, folds, masks, training
+from melanoma.errors import InputError
 
 import keras
 import numpy as np
@@ -48,8 +49,8 @@ def pictures(count: int, size: int = 8) -> np.ndarray:
 @pytest.mark.parametrize("variant", range(augment.TURNS))
 def test_turning_back_undoes_a_turn(variant: int) -> None:
     images = pictures(2)
-    there = augment.turned(images, variant, masks.IMAGE_AXES)
-    assert np.array_equal(augment.turned_back(there, variant, masks.IMAGE_AXES), images)
+    there = augment.turned(images, variant, training.IMAGE_AXES)
+    assert np.array_equal(augment.turned_back(there, variant, training.IMAGE_AXES), images)
 
 
 def test_turns_are_all_different() -> None:
@@ -61,31 +62,32 @@ def test_network_that_does_not_care_sees_the_same_in_turned_views() -> None:
     images = pictures(3)
     expected = images[..., :1] / 255
     for turns in (False, True):
-        assert np.allclose(masks.probabilities([network(Brightness())], images, turns), expected, atol=1e-6)
+        assert np.allclose(training.mean_output([network(Brightness())], images, turns), expected, atol=1e-6)
 
 
 def test_turned_views_are_averaged() -> None:
-    found = masks.probabilities([network(LeftHalf())], pictures(1), True)
+    found = training.mean_output([network(LeftHalf())], pictures(1), True)
     assert np.allclose(found, 0.5)  # of eight views, four have any given pixel on the left
 
 
 def test_models_are_averaged() -> None:
     models = [network(Constant(0.2)), network(Constant(0.6))]
-    assert np.allclose(masks.probabilities(models, pictures(1), False), 0.4)
+    assert np.allclose(training.mean_output(models, pictures(1), False), 0.4)
 
 
 @pytest.mark.parametrize("count", [1, 5, 16, 19])
 def test_prediction_in_blocks_is_that_of_each_image(count: int) -> None:
     images = pictures(count)
-    found = np.concatenate(list(masks.predict([network(Brightness())], images, 2, False, "images")))
+    found = np.concatenate(list(training.predict([network(Brightness())], images, 2, "images")))
     assert np.allclose(found, images[..., :1] / 255, atol=1e-6)
 
 
 def test_every_image_is_seen_by_its_own_model_where_asked() -> None:
     values = [0.1, 0.5, 0.9]
     own = np.random.default_rng(1).integers(0, 3, 41)
+    seers = own[:, None] == np.arange(3)
     models = [network(Constant(value)) for value in values]
-    found = np.concatenate(list(masks.predict(models, pictures(41), 2, True, "images", own)))
+    found = np.concatenate(list(training.predict(models, pictures(41), 2, "images", True, seers)))
     assert np.allclose(found[:, 0, 0, 0], np.array(values)[own])
 
 
@@ -174,5 +176,5 @@ def test_folds_keep_a_photograph_and_its_copies_together() -> None:
 
 
 def test_more_folds_than_photographs_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 photographs make no 3 folds"):
+    with pytest.raises(InputError, match="2 photographs make no 3 folds"):
         folds.assign(["a", "b", f"a{augment.COPY}1"], 3, 0)

@@ -68,10 +68,8 @@ def test_evidence_is_the_gradient_times_the_feature_maps() -> None:
     keras.utils.set_random_seed(0)
     network = classifier.build("mobilenet", 64, "none")
     backbone, head = network.backbone, network.head
-    for layer in backbone.layers:  # else the features of random weights are next to nothing
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.trainable = False
-            layer.moving_variance.assign(layer.moving_variance * 1e-2)
+    pipeline.enliven(backbone)
+    backbone.trainable = False
     photographs = np.random.default_rng(0).integers(0, 256, (3, 64, 64, 3)).astype(np.uint8)
     classes = np.array([1, 0, 2])
     maps = keras.Model(backbone.input, backbone.layers[-1].input)

@@ -20,7 +20,7 @@ def network(folder: Path, fold: str = "") -> keras.Model:
     store = reader(folder)
     settings = json.loads(store.path("segnet_settings").read_text())
     model = segnet.build(segnet.Design(**settings["design"]), pipeline.SIZE)
-    model.load_weights(store.path("segnet_weights", fold=fold))
+    model.load_weights(store.path("segnet_weights", member=fold))
     return model
 
 
@@ -32,13 +32,19 @@ def report(folder: Path) -> dict:
     return json.loads((folder / "graphics" / "segmentation.json").read_text())
 
 
+def weights() -> Path:
+    return pretrained.FOLDER / "segnet.weights.h5"
+
+
+def pack(folder: Path) -> None:
+    pretrained.main(pretrained.parser().parse_args([pretrained.SEGNET, *places(folder)]))
+
+
 @pytest.fixture
 def shipped(own_chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A chain whose network is packed as the pretrained one."""
     monkeypatch.setattr(pretrained, "FOLDER", tmp_path / "pretrained")
-    monkeypatch.setattr(pretrained, "WEIGHTS", tmp_path / "pretrained" / "segnet.weights.h5")
-    monkeypatch.setattr(pretrained, "SETTINGS", tmp_path / "pretrained" / "segnet.json")
-    pretrained.main(pretrained.parser().parse_args(places(own_chain)))
+    pack(own_chain)
     return own_chain
 
 
@@ -49,7 +55,7 @@ def test_masks_of_train_come_from_the_network_that_has_not_seen_them(own_chain: 
     models = [network(own_chain, fold) for fold in ("_fold1", "_fold2")]
     for split, own in (("train", assigned), ("val", None)):
         images = store.load("images", split=split)
-        found = [masks.probabilities([model], images, False) for model in models]
+        found = [training.mean_output([model], images, False) for model in models]
         expected = np.mean(found, axis=0) if own is None else np.stack([found[k][row] for row, k in enumerate(own)])
         agreement = (masks.outline(expected, 0.5, False) == store.load("predicted", split=split)).mean()
         assert agreement > 0.999, split
@@ -82,7 +88,7 @@ def test_networks_of_folds_are_trained_without_the_photographs_of_their_fold(
     assigned = folds.assign(ids, 2, seed=0)
     photographs = [row for row, name in enumerate(ids) if augment.COPY not in name]
     assert seen == [[row for row in photographs if assigned[row] != fold] for fold in (0, 1)]
-    weights = reader(own_chain).path("segnet_weights", fold="").parent
+    weights = reader(own_chain).path("segnet_weights", member="").parent
     assert {path.name for path in weights.glob("segnet*.h5")} == {f"segnet_fold{k}.weights.h5" for k in (1, 2)}
 
 
@@ -98,7 +104,7 @@ def test_half_precision_in_computation_leaves_results_of_full_precision(own_chai
 def test_figures_of_another_run_are_not_packed(shipped: Path) -> None:
     pipeline.run(stages.SEGNET, shipped, "--pretrained", "--no-turns")
     with pytest.raises(InputError, match="is not of the network"):
-        pretrained.main(pretrained.parser().parse_args(places(shipped)))
+        pack(shipped)
 
 
 def test_more_folds_than_photographs_are_bad_usage(
@@ -110,7 +116,7 @@ def test_more_folds_than_photographs_are_bad_usage(
 
 def test_threshold_is_chosen_on_validation_saved_and_used(finished: Path) -> None:
     store = reader(finished)
-    probability = masks.probabilities([network(finished)], store.load("images", split="val"), False)
+    probability = training.mean_output([network(finished)], store.load("images", split="val"), False)
     truth = np.array(store.load("masks", split="val"))
     chosen = settings(finished)["threshold"]
     assert chosen == pytest.approx(masks.choose_threshold(truth, probability, True))
@@ -121,7 +127,7 @@ def test_threshold_is_chosen_on_validation_saved_and_used(finished: Path) -> Non
 def test_threshold_given_is_used(own_chain: Path) -> None:
     pipeline.outline(own_chain, "--threshold", "0.99", "--no-clean")
     store = reader(own_chain)
-    probability = masks.probabilities([network(own_chain)], store.load("images", split="val"), False)
+    probability = training.mean_output([network(own_chain)], store.load("images", split="val"), False)
     assert (masks.outline(probability, 0.99, False) == store.load("predicted", split="val")).mean() > 0.999
     assert settings(own_chain)["threshold"] == 0.99
 
@@ -135,7 +141,7 @@ def test_report_tells_effects_and_costs(finished: Path) -> None:
 
 def test_pretrained_network_gives_the_masks_that_it_gave_when_it_was_packed(shipped: Path) -> None:
     before = {split: np.array(reader(shipped).load("predicted", split=split)) for split in pipeline.COUNTS}
-    reader(shipped).path("segnet_weights", fold="").unlink()
+    reader(shipped).path("segnet_weights", member="").unlink()
     pipeline.run(stages.SEGNET, shipped, "--pretrained", "--no-turns")
     for split, masks_before in before.items():
         assert (masks_before == reader(shipped).load("predicted", split=split)).mean() > 0.99
@@ -149,11 +155,11 @@ def test_packed_kernels_are_of_half_precision_and_the_rest_is_not(shipped: Path)
         if isinstance(item, h5py.Dataset):
             kinds[item.ndim > 1].add(str(item.dtype))
 
-    with h5py.File(pretrained.WEIGHTS) as file:
+    with h5py.File(weights()) as file:
         file.visititems(look)
     assert kinds[True] == {"float16"} and "float16" not in kinds[False]
-    assert pretrained.WEIGHTS.stat().st_size < reader(shipped).path("segnet_weights", fold="").stat().st_size
-    facts = json.loads(pretrained.SETTINGS.read_text())
+    assert weights().stat().st_size < reader(shipped).path("segnet_weights", member="").stat().st_size
+    facts = json.loads((pretrained.FOLDER / "segnet.json").read_text())
     assert {"design", "threshold", "data", "machine", "versions", "settings"} <= facts.keys()
 
 
@@ -164,7 +170,7 @@ def test_value_beyond_half_precision_is_not_packed(tmp_path: Path) -> None:
         pretrained.halve(tmp_path / "a.h5", tmp_path / "b.h5")
 
 
-@pytest.mark.parametrize(("spoil", "message"), [("missing", "are needed"), ("changed", "SHA-256")])
+@pytest.mark.parametrize(("spoil", "message"), [("missing", "is needed"), ("changed", "SHA-256")])
 def test_pretrained_network_that_is_not_whole_is_refused(
     spoil: str,
     message: str,
@@ -175,11 +181,11 @@ def test_pretrained_network_that_is_not_whole_is_refused(
 ) -> None:
     before = array_bytes(shipped)
     if spoil == "missing":
-        pretrained.WEIGHTS.unlink()
+        weights().unlink()
     else:
-        content = bytearray(pretrained.WEIGHTS.read_bytes())
+        content = bytearray(weights().read_bytes())
         content[len(content) // 2] ^= 1
-        pretrained.WEIGHTS.write_bytes(content)
+        weights().write_bytes(content)
     assert exit_code(monkeypatch, stages.SEGNET, *places(shipped), "--pretrained") == 2
     assert message in capsys.readouterr().err
     assert array_bytes(shipped) == before
@@ -196,4 +202,4 @@ def test_flags_of_training_go_not_with_the_pretrained_network(
 def test_several_networks_are_not_packed(shipped: Path) -> None:
     pipeline.outline(shipped, "--folds", "2")
     with pytest.raises(InputError, match="--folds or --limit"):
-        pretrained.main(pretrained.parser().parse_args(places(shipped)))
+        pack(shipped)

@@ -5,7 +5,7 @@ import platform
 import resource
 from pathlib import Path
 
-from melanoma import segnet, training
+from melanoma import augment, segnet, training
 from melanoma.errors import InputError
 
 import keras
@@ -239,14 +239,49 @@ def test_learning_rate_rises_and_falls() -> None:
     assert all(np.diff(values[2:]) < 0)
 
 
-def test_prediction_with_a_ragged_last_batch_equals_keras_prediction() -> None:
-    model, inputs = dense(), regression()[0][:10]
-    blocks = list(training.predict(model, inputs, 4, "rows"))
-    assert [len(block) for block in blocks] == [4, 4, 2]
-    assert np.allclose(np.concatenate(blocks), model.predict(inputs, verbose=0), atol=1e-6)
+def colours() -> tuple[keras.Model, np.ndarray]:
+    """A random network that sees images, and some."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((4, 4, 3))
+    outputs = keras.layers.Dense(2)(keras.layers.Flatten()(inputs))
+    return keras.Model(inputs, outputs), np.random.default_rng(0).random((10, 4, 4, 3)).astype(np.float32)
 
 
-def test_prediction_of_fewer_rows_than_a_batch() -> None:
-    model, inputs = dense(), regression()[0][:3]
-    (block,) = training.predict(model, inputs, 16, "rows")
-    assert np.allclose(block, model.predict(inputs, verbose=0), atol=1e-6)
+@pytest.mark.parametrize(("count", "blocks"), [(10, [8, 2]), (3, [3])])
+def test_prediction_in_blocks_and_filled_batches_equals_keras_prediction(count: int, blocks: list[int]) -> None:
+    model, images = colours()
+    found = list(training.predict([model], images[:count], 2, "images"))
+    assert [len(block) for block in found] == blocks
+    assert np.allclose(np.concatenate(found), model.predict(images[:count], verbose=0), atol=1e-6)
+
+
+def test_values_of_turned_views_are_averaged() -> None:
+    model, images = colours()
+    views = [model.predict(augment.turned(images, view, (1, 2)), verbose=0) for view in range(augment.TURNS)]
+    (found,) = training.predict([model], images, 10, "images", turns=True)
+    assert np.allclose(found, np.mean(views, axis=0), atol=1e-6)
+
+
+def test_all_classes_are_drawn_equally_often_where_asked() -> None:
+    labels = np.repeat([0, 1, 2], [900, 60, 40])
+    chances = (1 / np.bincount(labels))[labels]
+    rows = np.arange(0, 1000, 2)
+    batches = training.Batches(labels, labels, 50, rows=rows, seed=0, chances=chances)
+    drawn = np.bincount(epoch(batches)[0], minlength=3)
+    assert drawn.sum() == len(rows) and min(drawn) > 130
+    assert set(batches.order) <= set(rows)
+
+
+def test_row_drawn_twice_looks_different() -> None:
+    images = lesions(1)[0]
+    batches = training.Batches(images, np.zeros(1), 4, rows=np.zeros(4, int), seed=0, vary=True, chances=np.ones(1))
+    first, *others = batches[0][0]
+    assert not any(np.array_equal(first, other) for other in others)
+
+
+def test_loss_weights_go_with_their_rows() -> None:
+    inputs = np.arange(10)
+    batches = training.Batches(inputs, inputs, 4, seed=0, loss_weights=inputs.astype(np.float32) / 10)
+    for number in range(len(batches)):
+        rows, _, weights = batches[number]
+        assert np.allclose(weights, rows / 10)
