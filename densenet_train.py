@@ -44,6 +44,7 @@ OF_TRAINING = (
     *("backbone", "weights", "scaling", "network_size", "train", "balance", "folds", "seeds"),
     *("epochs", "learning_rate", "averaging", "turns"),
 )
+LOSSES = {"cross-entropy": "categorical_crossentropy", "focal cross-entropy": "categorical_focal_crossentropy"}
 BALANCES = ("copies", "weights", "focal", "sampling", "none")
 
 
@@ -137,6 +138,7 @@ def fit(
 ) -> training.Training:
     """One phase of training; --epochs and --learning-rate are those of the phase that --train names."""
     own, balance = phase == arguments.train, arguments.balance
+    loss = f"{'focal ' * (balance == 'focal')}cross-entropy"
     weights = rarity(labels["train"], rows)
     truth = {split: np.eye(len(isic.CLASSES), dtype=np.float32)[one] for split, one in labels.items()}
     batches = training.Batches(
@@ -153,7 +155,7 @@ def fit(
         network,
         batches,
         training.Batches(inputs["val"], truth["val"], arguments.batch_size) if "val" in truth else None,
-        loss="categorical_focal_crossentropy" if balance == "focal" else "categorical_crossentropy",
+        loss=LOSSES[loss],
         metrics=[keras.metrics.AUC(multi_label=True, num_labels=len(isic.CLASSES), name="auc")],
         monitor="auc",
         epochs=(own and arguments.epochs) or EPOCHS[phase],
@@ -166,7 +168,7 @@ def fit(
         arguments.graphics / f"{arguments.backbone}_{phase}{member.name}_curves.png",
         result.history,
         result.best_epoch,
-        {"loss": "cross-entropy", "auc": "mean AUC of the three classes"},
+        {"loss": loss, "auc": "mean AUC of the three classes"},
         f"{arguments.backbone}, {'head on frozen features' if phase == 'head' else 'full training'}"
         f"{member.name.replace('_', ', ')}",
     )
