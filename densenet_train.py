@@ -270,8 +270,9 @@ def take_pretrained(store: stages.Store, size: int, roi: str) -> tuple[classifie
         raise InputError(
             f"--pretrained: the networks know --roi {noted['roi']}: run {stages.MASKING} with it, not with --roi {roi}"
         )
-    backbone = store.settings["backbone"] = noted["backbone"]
-    store.settings["weights_sha256"] = noted["sha256"]
+    made_with = noted["settings"][stages.CLASSIFIER]
+    store.settings |= {name: made_with.get(name) for name in OF_TRAINING} | {"weights_sha256": noted["sha256"]}
+    backbone = noted["backbone"]
     for member, network in zip(noted["members"], ensemble.classifiers, strict=True):
         store.save_weights("classifier_weights", network.model, backbone=backbone, member=member)
     store.keep_members("classifier_weights", list(noted["members"]), backbone=backbone)

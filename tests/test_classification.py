@@ -97,6 +97,7 @@ def test_cross_validation_is_judged_on_photographs_alone_and_chooses_thresholds(
     for file in ("report.html", "MODEL_CARD.md"):
         text = (crossed / "graphics" / file).read_text()
         assert "Cross-validation" in text and "had not learnt from it" in text
+    assert "4 such networks answer together" in text
 
 
 def test_two_cross_validations_are_compared(crossed: Path, tmp_path: Path) -> None:
@@ -207,6 +208,7 @@ def test_pretrained_classifiers_answer_as_they_did_when_they_were_packed(packed:
     assert not reader(packed).has("probabilities", split="train")
     pipeline.run(stages.EVALUATION, packed, "--probe")
     assert set(told(packed)["splits"]) == {"val", "test"}
+    assert "4 such networks answer together" in (packed / "graphics" / "MODEL_CARD.md").read_text()
 
 
 def test_pretrained_facts_tell_what_they_are_of(packed: Path) -> None:
