@@ -213,7 +213,7 @@ def test_pretrained_classifiers_answer_as_they_did_when_they_were_packed(packed:
 
 def test_pretrained_facts_tell_what_they_are_of(packed: Path) -> None:
     facts = json.loads((pretrained.FOLDER / "classifier.json").read_text())
-    assert facts["roi"] == "mask" and facts["backbone"] == BACKBONE
+    assert facts["roi"] == "crop" and facts["backbone"] == BACKBONE
     assert facts["figures_before_rounding_to_float16"]["train"]["n"] == pipeline.COUNTS["train"]
     assert facts["settings"][stages.CLASSIFIER]["folds"] == 2
     assert {"machine", "versions", "data", "calibration"} <= facts.keys()
@@ -224,9 +224,9 @@ def test_pretrained_facts_tell_what_they_are_of(packed: Path) -> None:
 def test_pretrained_classifiers_want_their_region_of_interest(
     packed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], logging_restored: None
 ) -> None:
-    pipeline.run(stages.MASKING, packed, "--roi", "crop")
+    pipeline.run(stages.MASKING, packed, "--roi", "mask")
     assert exit_code(monkeypatch, stages.CLASSIFIER, *places(packed), "--pretrained") == 2
-    assert "know --roi mask" in capsys.readouterr().err
+    assert "know --roi crop" in capsys.readouterr().err
 
 
 def test_flags_of_training_go_not_with_the_pretrained_classifiers(

@@ -170,7 +170,7 @@ def test_systems_that_cannot_be_told_apart_or_compared_are_refused(
 
 
 def test_own_network_that_is_stale_is_left_out(own_chain: Path, noise: Path) -> None:
-    pipeline.run(stages.MASKING, own_chain, "--roi", "crop")
+    pipeline.run(stages.MASKING, own_chain, "--roi", "full")
     with pytest.raises(StageError):
         pipeline.run(stages.EVALUATION, own_chain)
     pipeline.run(stages.EVALUATION, own_chain, "--predictions", str(noise))

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from melanoma import isic, metrics, stages
+from melanoma import images, isic, metrics, stages
 
 import numpy as np
 import pandas as pd
@@ -125,13 +125,12 @@ def test_labels_belong_to_their_ids(finished: Path, source: Path) -> None:
         assert [truth[name] for name in ids] == store.load("labels", split=split).tolist()
 
 
-def test_predicted_background_is_black_for_the_classifier(finished: Path) -> None:
+def test_classifier_sees_the_surroundings_of_the_predicted_lesion(finished: Path) -> None:
     store = reader(finished)
     for split in isic.SPLITS:
-        images, predicted, masked = (store.load(name, split=split) for name in ("images", "predicted", "masked"))
-        useless = predicted.min(axis=(1, 2, 3)) == predicted.max(axis=(1, 2, 3))
-        expected = np.where(useless[:, None, None, None], images, images * predicted)
-        assert np.array_equal(masked, expected)
+        photographs, predicted, masked = (store.load(name, split=split) for name in ("images", "predicted", "masked"))
+        for photograph, mask, seen in zip(photographs, predicted, masked, strict=True):
+            assert np.array_equal(seen, images.region_of_interest(photograph, mask, "crop")[0])
 
 
 def test_probabilities_sum_to_one(finished: Path) -> None:
@@ -382,7 +381,7 @@ def test_crop_fills_the_frame_with_the_lesion(source: Path, tmp_path: Path) -> N
     pipeline.stand_in_for_segnet(tmp_path)
     pipeline.run(stages.MASKING, tmp_path, "--roi", "crop")
     store = reader(tmp_path)
-    masked, images = store.load("masked", split="val"), store.load("images", split="val")
-    assert masked.shape == images.shape and not np.array_equal(masked, images)
+    masked, photographs = store.load("masked", split="val"), store.load("images", split="val")
+    assert masked.shape == photographs.shape and not np.array_equal(masked, photographs)
     assert (masked.max(axis=3) == 0).mean() < 0.01
     assert store.written_with("masked", split="val")["roi"] == "crop"
