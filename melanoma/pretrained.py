@@ -101,14 +101,14 @@ def processor() -> str:
 def write(network: str, weights: Sequence[Path], facts: dict[str, Any]) -> None:
     """Packs weight files, which keep their {member} alone, and notes facts."""
     FOLDER.mkdir(exist_ok=True)
-    for old in FOLDER.glob(f"{network}*"):
-        old.unlink()
     digests = {}
     for path, member in zip(weights, facts.get("members", ("",)), strict=True):
         target = FOLDER / f"{network}{member}.weights.h5"
         halve(path, target)
         digests[target.name] = stages.sha256(target)
         command.log.info("%s, %.1f MB", target, target.stat().st_size / 1e6)
+    for old in set(FOLDER.glob(f"{network}*.weights.h5")) - {FOLDER / name for name in digests}:
+        old.unlink()
     machine = f"{processor()}, {joblib.cpu_count()} cores, {platform.system()} {platform.machine()}"
     stages.write_json(FOLDER / f"{network}.json", {"sha256": digests} | facts | {"machine": machine})
 
@@ -143,8 +143,9 @@ def pack_classifier(store: stages.Store, graphics: Path) -> None:
     path = store.check("classifier_settings", backbone=backbone)
     if told.get("inputs", {}).get(key, {}).get("sha256") != stages.sha256(path):
         raise InputError(f"{figures} is not of the classifier in {store.data}: run {stages.EVALUATION} again")
-    if store.written_with("classifier_settings", backbone=backbone)["limit"]:
-        raise InputError(f"the last training had --limit: run {stages.CLASSIFIER} without")
+    used = store.written_with("classifier_settings", backbone=backbone)
+    if used["limit"] or used["pretrained"]:
+        raise InputError(f"the last run had --limit or --pretrained: run {stages.CLASSIFIER} without")
     settings = json.loads(path.read_text(encoding="utf-8"))
     facts = settings | {
         "figures_before_rounding_to_float16": {

@@ -208,6 +208,8 @@ def test_pretrained_classifiers_answer_as_they_did_when_they_were_packed(packed:
     assert not reader(packed).has("probabilities", split="train")
     pipeline.run(stages.EVALUATION, packed, "--probe")
     assert set(told(packed)["splits"]) == {"val", "test"}
+    with pytest.raises(InputError, match="--limit or --pretrained"):
+        pretrained.main(pretrained.parser().parse_args([pretrained.CLASSIFIER, *places(packed)]))
     assert "4 such networks answer together" in (packed / "graphics" / "MODEL_CARD.md").read_text()
 
 
