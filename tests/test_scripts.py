@@ -324,7 +324,8 @@ def test_evaluation_goes_on_where_a_class_is_absent(own_source: Path, tmp_path: 
         table = isic.label_file(own_source, split)
         table.write_text(table.read_text().replace(",1.0,", ",0.0,"))
     pipeline.preprocess(own_source, tmp_path)
-    store = stages.Store(tmp_path / "data", stages.CLASSIFIER, {"backbone": "uniform"})
+    settings = vars(pipeline.parser(stages.CLASSIFIER).parse_args([])) | {"backbone": "uniform"}
+    store = stages.Store(tmp_path / "data", stages.CLASSIFIER, settings)
     for split in ("val", "test"):
         uniform = np.full((store.rows(split), 3), 1 / 3, np.float32)
         store.save("probabilities", uniform, split=split)
