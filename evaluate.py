@@ -8,7 +8,7 @@ Reads   data/arrays/{train,val,test}_{ids,labels}.npy       from step 1
         any system's predictions, metadata                  with --predictions, --compare, --metadata
         data/arrays/{val,test}_{images,predicted}.npy       from steps 1 and 2, with --probe
         data/weights/{backbone}{member}.weights.h5          from step 4, with --probe
-        data/weights/{backbone}.json                        from step 4, with --probe
+        data/weights/{backbone}.json                        from step 4, with --probe or pretrained networks
 Writes  graphics/roc_{val,test}.png                         ROC curves, areas, operating points
         graphics/precision_recall_{val,test}.png            precision against recall
         graphics/reliability_{val,test}.png                 probabilities against what comes true
@@ -20,7 +20,7 @@ Writes  graphics/roc_{val,test}.png                         ROC curves, areas, o
         graphics/probe_{val,test}.png                       without the lesion, and with it alone: with --probe
         graphics/gradcam_{val,test}.png                     where the evidence lies in telling cases: with --probe
         graphics/comparison.json, comparison_{val,test}.png with --compare, which does nothing else
-        data/weights/thresholds.json                        the thresholds, chosen on train or validation
+        data/weights/thresholds.json                        the thresholds, chosen on train or validation, or pretrained
 
 Run     python evaluate.py
 Try     python evaluate.py --limit 30
@@ -114,17 +114,19 @@ def draw(
     plots.confusion(folder / CLASSES.format(split=split), matrix, isic.CLASSES, f"Likeliest class, {images}")
 
 
-def judge(name: str, system: System, labels: System, thresholds: Thresholds, seed: int) -> dict[str, Any]:
+def judge(
+    name: str, system: System, labels: System, thresholds: Thresholds, chosen_on: str | None, seed: int
+) -> dict[str, Any]:
     """Scores the splits of a system that have labels, and prints the figures."""
     scored = {}
     for split in [split for split in system if split in labels]:
         one = scored[split] = evaluation.score(labels[split], system[split], thresholds, seed)
-        note = "; thresholds chosen on these very images, where any were" if split == evaluation.chooser(system) else ""
+        note = "; thresholds chosen on these very images, where any were" if split == chosen_on else ""
         images = about(split, labels[split])
         log.info("\n%s, %s, with 95 %% bootstrap intervals%s", name, images, note)
         for line in command.table(one["figures"], one["intervals"]):
             log.info("%s", line)
-    return {"thresholds": thresholds, "splits": scored, "subgroups": {}}
+    return {"thresholds": thresholds, "chosen_on": chosen_on, "splits": scored, "subgroups": {}}
 
 
 def compare(systems: dict[str, System], labels: System, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -214,6 +216,15 @@ def own_system(store: stages.Store, photographs: dict[str, np.ndarray]) -> dict[
     return {store.written_with("probabilities", split=next(iter(own)))["backbone"]: own} if own else {}
 
 
+def pretrained_thresholds(store: stages.Store, own: dict[str, System]) -> dict[str, Thresholds]:
+    """The thresholds that came with the own network, where it is the pretrained one."""
+    return {
+        name: json.loads(store.check("classifier_settings", backbone=name).read_text(encoding="utf-8"))["thresholds"]
+        for name, system in own.items()
+        if store.written_with("probabilities", split=next(iter(system)))["pretrained"]
+    }
+
+
 def main(arguments: argparse.Namespace) -> None:
     """Chooses thresholds and judges every split; or compares two systems."""
     store, graphics = stages.Store(arguments.data, stages.EVALUATION, vars(arguments)), arguments.graphics
@@ -257,10 +268,16 @@ def main(arguments: argparse.Namespace) -> None:
         raise InputError(f"--probe needs the own network: run {stages.CLASSIFIER} first")
     clear(graphics, FIGURES, keep=files)
     systems = own | others
-    thresholds = {name: evaluation.choose_thresholds(name, system, labels) for name, system in systems.items()}
+    given = pretrained_thresholds(store, own)
+    thresholds = given | {
+        name: evaluation.choose_thresholds(name, system, labels)
+        for name, system in systems.items()
+        if name not in given
+    }
     judged: dict[str, Any] = {}
     for name, system in systems.items():
-        judged[name] = judge(name, system, labels, thresholds[name], arguments.seed)
+        chosen_on = None if name in given else evaluation.chooser(system)
+        judged[name] = judge(name, system, labels, thresholds[name], chosen_on, arguments.seed)
         for split in sorted(labels.keys() & system.keys()):
             groups = isic.subgroups(known, ids[split]) if known is not None else {}
             cut = evaluation.first_threshold(thresholds[name], isic.MELANOMA)

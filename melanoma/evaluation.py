@@ -22,10 +22,16 @@ def chooser(system: System) -> str:
     return "train" if "train" in system else "val"
 
 
-def caveat(split: str, system: System) -> str:
-    """What to know of a split's figures of the own network; nothing where it only answered."""
-    chosen = ["best epochs"] * (split == "val") + ["calibration and thresholds"] * (split == chooser(system))
-    return f"{' and '.join(chosen)} were chosen on these very images, so these figures flatter" if chosen else ""
+def caveat(split: str, chosen_on: str | None) -> str:
+    """What to know of a split's figures of the own network; nothing where it only answered.
+
+    Args:
+        split: of the figures.
+        chosen_on: the split that chose thresholds and calibration; None: neither of these images.
+    """
+    chosen = ["best epochs"] * (split == "val") + ["calibration", "thresholds"] * (split == chosen_on)
+    listed = " and ".join(filter(None, (", ".join(chosen[:-1]), *chosen[-1:])))
+    return f"{listed} were chosen on these very images, so these figures flatter" if chosen else ""
 
 
 def choose_thresholds(name: str, system: System, labels: System) -> Thresholds:

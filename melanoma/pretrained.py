@@ -148,6 +148,7 @@ def pack_classifier(store: stages.Store, graphics: Path) -> None:
         raise InputError(f"the last run had --limit or --pretrained: run {stages.CLASSIFIER} without")
     settings = json.loads(path.read_text(encoding="utf-8"))
     facts = settings | {
+        "thresholds": told["systems"][backbone]["thresholds"],
         "figures_before_rounding_to_float16": {
             split: {"n": one["n"], "figures": one["figures"], "intervals": one["intervals"]}
             for split, one in told["systems"][backbone]["splits"].items()

@@ -86,7 +86,7 @@ def content(graphics: Path, report: dict[str, Any], segmentation: dict[str, Any]
         "commit": commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "names": evaluation.SPOKEN,
-        "caveats": {split: evaluation.caveat(split, splits) for split in splits},
+        "caveats": {split: evaluation.caveat(split, systems[name]["chosen_on"]) for split in splits},
         "judged": splits,
         "main": "test" if "test" in splits else next(iter(splits), None),
         "thresholds": systems[name]["thresholds"],

@@ -199,6 +199,7 @@ def packed(crossed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 def test_pretrained_classifiers_answer_as_they_did_when_they_were_packed(packed: Path) -> None:
     before = {split: probabilities(packed, split) for split in ("val", "test")}
+    thresholds = told(packed)["thresholds"]
     for path in (packed / "data" / "weights").glob(f"{BACKBONE}*"):
         path.unlink()
     pipeline.run(stages.CLASSIFIER, packed, "--pretrained")
@@ -208,9 +209,12 @@ def test_pretrained_classifiers_answer_as_they_did_when_they_were_packed(packed:
     assert not reader(packed).has("probabilities", split="train")
     pipeline.run(stages.EVALUATION, packed, "--probe")
     assert set(told(packed)["splits"]) == {"val", "test"}
+    assert told(packed)["thresholds"] == thresholds  # of the cross-validation, not chosen anew
     with pytest.raises(InputError, match="--limit or --pretrained"):
         pretrained.main(pretrained.parser().parse_args([pretrained.CLASSIFIER, *places(packed)]))
-    assert "4 such networks answer together" in (packed / "graphics" / "MODEL_CARD.md").read_text()
+    card = (packed / "graphics" / "MODEL_CARD.md").read_text()
+    assert "4 such networks answer together" in card
+    assert "Best epochs were chosen on these very images" in card and "thresholds were chosen" not in card
 
 
 def test_pretrained_facts_tell_what_they_are_of(packed: Path) -> None:

@@ -1,5 +1,6 @@
 """The challenge's own photographs and ImageNet weights, where they lie beside the repository."""
 
+import json
 from pathlib import Path
 
 from melanoma import classifier, duplicates, images, isic, stages
@@ -7,6 +8,7 @@ from melanoma.parallel import Workers
 from melanoma.reading import Cache
 
 import numpy as np
+import pandas as pd
 import pipeline
 import pytest
 from PIL import Image
@@ -88,3 +90,46 @@ def test_duplicates_of_the_challenge_are_found(tmp_path: Path) -> None:
         found = duplicates.find(lambda place: cache.thumbnail(records[place]), len(records), workers)
     pairs = {frozenset(records[place].id for place in (match.first, match.second)) for match in found}
     assert pairs == {frozenset(f"ISIC_{number}" for number in pair.split("/")) for pair in SAME_PICTURES}
+
+
+@needs_photographs
+@needs_weights
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_shuffled_labels_are_not_learnt(tmp_path: Path, shuffled: bool) -> None:
+    """Were copies of a judged photograph learnt from, a cross-validation would know even labels that mean nothing."""
+    source = tmp_path / "source"
+    source.mkdir()
+    for path in PHOTOGRAPHS.iterdir():
+        if path.is_dir():
+            (source / path.name).symlink_to(path)
+        elif path.name.endswith("Part3_GroundTruth.csv"):
+            table = pd.read_csv(path)
+            if shuffled:
+                rows = np.random.default_rng(0).permutation(len(table))
+                table[table.columns[1:]] = table[table.columns[1:]].to_numpy()[rows]
+            table.to_csv(source / path.name, index=False)
+    flags = ("--source", str(source), "--limit", "300", "--size", "64", "--copies", "2")
+    pipeline.run(stages.PREPROCESSING, tmp_path, *flags)
+    pipeline.stand_in_for_segnet(tmp_path)
+    pipeline.run(stages.MASKING, tmp_path)
+    choices = ("--backbone", "mobilenetv2", "--weights", str(WEIGHTS), "--train", "head", "--no-turns")
+    pipeline.run(stages.CLASSIFIER, tmp_path, *choices, "--folds", "3", "--epochs", "20", "--batch-size", "64")
+    pipeline.run(stages.EVALUATION, tmp_path)
+    judged = json.loads((tmp_path / "graphics" / "metrics.json").read_text())["systems"]["mobilenetv2"]["splits"]
+    for name in ("melanoma auc", "seborrheic keratosis auc", "mean auc"):
+        low, high = judged["train"]["intervals"][name]
+        assert low < 0.5 < high if shuffled else low > 0.55
+
+
+@needs_photographs
+def test_pretrained_networks_on_photographs(tmp_path: Path) -> None:
+    pipeline.run(stages.PREPROCESSING, tmp_path, "--source", str(PHOTOGRAPHS), "--limit", "30", "--copies", "1")
+    pipeline.run(stages.SEGNET, tmp_path, "--pretrained", "--no-turns")
+    pipeline.run(stages.MASKING, tmp_path)
+    pipeline.run(stages.CLASSIFIER, tmp_path, "--pretrained")
+    pipeline.run(stages.EVALUATION, tmp_path)
+    masks, classes = (
+        json.loads((tmp_path / "graphics" / f"{name}.json").read_text()) for name in ("segmentation", "metrics")
+    )
+    assert masks["splits"]["val"]["figures"]["jaccard"] > 0.7
+    assert classes["systems"]["mobilenetv2"]["splits"]["val"]["figures"]["mean auc"] > 0.8
