@@ -18,10 +18,10 @@ Expect  README, "Results"
 """
 
 import argparse
-import itertools
 import math
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from melanoma import backbones, calibration, classifier, command, folds, isic, plots, pretrained, stages, training
@@ -224,10 +224,7 @@ def train_all(
         network, notes[member.name] = train(store, labels, rows, member, arguments)
         networks.append(network)
     for name in ("head_weights", "classifier_weights"):
-        for gone, phase in itertools.product(
-            store.keep_members(name, list(notes), backbone=arguments.backbone), EPOCHS
-        ):
-            (arguments.graphics / f"{arguments.backbone}_{phase}{gone}_curves.png").unlink(missing_ok=True)
+        store.keep_members(name, list(notes), backbone=arguments.backbone)
     return networks, notes, folds.own(members, fold_of_row)
 
 
@@ -259,6 +256,28 @@ def calibrate(store: stages.Store, found: dict[str, np.ndarray]) -> calibration.
     return calibration.IDENTITY
 
 
+def region_of_interest(store: stages.Store) -> str:
+    """The --roi of the third script.
+
+    Raises:
+        StageError: it was not the same for all splits.
+    """
+    splits = store.splits()
+    for split in splits:
+        store.check("masked", split=split)
+    used = {store.written_with("masked", split=split)["roi"] for split in splits}
+    if len(used) > 1:
+        raise StageError(f"splits differ in --roi ({', '.join(sorted(used))}): run {stages.MASKING} again")
+    return used.pop()
+
+
+def clear_curves(graphics: Path, backbone: str) -> None:
+    """Takes the training curves of earlier networks away."""
+    for phase in EPOCHS:
+        for path in graphics.glob(f"{backbone}_{phase}*_curves.png"):
+            path.unlink()
+
+
 def take_pretrained(store: stages.Store, size: int, roi: str) -> tuple[classifier.Ensemble, dict[str, Any]]:
     """The networks that come with the scripts and what is noted of them; puts their weights among those trained here.
 
@@ -276,6 +295,7 @@ def take_pretrained(store: stages.Store, size: int, roi: str) -> tuple[classifie
     for member, network in zip(noted["members"], ensemble.classifiers, strict=True):
         store.save_weights("classifier_weights", network.model, backbone=backbone, member=member)
     store.keep_members("classifier_weights", list(noted["members"]), backbone=backbone)
+    store.keep_members("head_weights", [], backbone=backbone)
     return ensemble, noted
 
 
@@ -286,12 +306,22 @@ def main(arguments: argparse.Namespace) -> None:
     store = stages.Store(arguments.data, stages.CLASSIFIER, vars(arguments) | made_with)
     split = store.splits()[0]
     size = store.load("masked", split=split).shape[1]
-    roi = store.written_with("masked", split=split)["roi"]
+    roi = region_of_interest(store)
     if arguments.pretrained:
+        pretrained.refuse_other_split(store, split)
         command.refuse(arguments, parser(), OF_TRAINING, "--pretrained trains nothing")
         ensemble, facts = take_pretrained(store, size, roi)
+        clear_curves(arguments.graphics, facts["backbone"])
         found = judged(store, ensemble, arguments.batch_size)
     else:
+        clear_curves(arguments.graphics, arguments.backbone)
+        seen = store.written_with("predicted", split="train").get("folds", 1) == 1
+        if arguments.folds > 1 and roi != "full" and seen:
+            log.warning(
+                "the lesion masks of train are by a network that has seen them, better than others will be: for a "
+                "cross-validation run %s with --folds",
+                stages.SEGNET,
+            )
         networks, notes, own = train_all(store, arguments)
         raw = judged(store, classifier.Ensemble(networks, arguments.turns), arguments.batch_size, own)
         fitted = calibrate(store, raw)

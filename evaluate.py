@@ -247,7 +247,7 @@ def main(arguments: argparse.Namespace) -> None:
     if len(others) < len(files):
         raise InputError("two files of predictions have the same name: rename one, for it names its system")
     if arguments.compare:
-        clear(graphics, (COMPARISON,))
+        clear(graphics, (COMPARISON, COMPARED))
         found = compare(others, labels, arguments)
         stages.write_json(graphics / COMPARED, found | store.provenance())
         return

@@ -40,7 +40,9 @@ def parser() -> argparse.ArgumentParser:
     """The script's command line."""
     flags = command.parser(__doc__)
     flags.add_argument("--source", type=Path, default=Path("data"), help="folder of the official ISIC 2017 layout")
-    flags.add_argument("--split", choices=("official", "2018"), default="official", help="how images become splits")
+    flags.add_argument(
+        "--split", choices=(isic.OFFICIAL, "2018"), default=isic.OFFICIAL, help="how images become splits"
+    )
     flags.add_argument("--size", type=command.positive_int, default=SIZE, help="side of the arrays in pixels")
     flags.add_argument(
         "--copies", type=command.at_least_one, default=COPIES, help="melanoma and keratosis, times their number"
@@ -150,7 +152,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Reads and checks the source; writes the arrays of its splits and takes away those of splits that it has not."""
     found = isic.read_source(arguments.source)
     unused, superpixels = isic.unused_labels(arguments.source, found), isic.superpixel_files(arguments.source)
-    known = isic.RECURRING if arguments.split == "official" else frozenset()
+    known = isic.RECURRING if arguments.split == isic.OFFICIAL else frozenset()
     if arguments.split == "2018":
         found = isic.divide_2018(found, arguments.seed)
     found = {split: isic.interleave(records)[: arguments.limit] for split, records in found.items()}

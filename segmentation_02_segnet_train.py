@@ -259,6 +259,7 @@ def main(arguments: argparse.Namespace) -> None:
     facts: dict[str, Any] = {}
     if arguments.pretrained:
         command.refuse(arguments, parser(), OF_TRAINING, "--pretrained trains nothing")
+        pretrained.refuse_other_split(store, splits[0])
         model, shipped = pretrained.load_segnet(store.load("images", split=splits[0]).shape[1])
         models, threshold = [model], shipped["threshold"]
         store.settings["weights_sha256"] = shipped["sha256"]

@@ -6,6 +6,8 @@ import numpy as np
 from scipy import optimize, special
 
 TINY = 1e-7  # below which a probability's logarithm says nothing more
+STEEPEST = np.log(10)  # of a fit: temperatures from a tenth to ten; answers that tell nothing ask for endless ones
+LARGEST = 5.0  # bias of a fit
 
 
 @dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Calibration:
 
     def apply(self, probabilities: np.ndarray) -> np.ndarray:
         """Calibrated probabilities, float32 (N, classes)."""
-        logits = np.log(np.maximum(probabilities, TINY)) / self.temperature
+        logits = np.log(np.maximum(probabilities, TINY, dtype=np.float64)) / self.temperature
         return special.softmax(logits + (np.array(self.bias) if self.bias else 0), axis=1).astype(np.float32)
 
 
@@ -44,5 +46,6 @@ def fit(labels: np.ndarray, probabilities: np.ndarray) -> Calibration:
         scaled = logits * np.exp(-parameters[0]) + np.append(0, parameters[1:])
         return float((special.logsumexp(scaled, axis=1) - scaled[rows, labels]).mean())
 
-    found = optimize.minimize(cross_entropy, np.zeros(probabilities.shape[1]), method="BFGS").x
+    bounds = [(-STEEPEST, STEEPEST)] + [(-LARGEST, LARGEST)] * (probabilities.shape[1] - 1)
+    found = optimize.minimize(cross_entropy, np.zeros(len(bounds)), method="L-BFGS-B", bounds=bounds).x
     return Calibration(float(np.exp(found[0])), (0.0, *found[1:].tolist()))

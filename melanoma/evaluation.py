@@ -22,14 +22,16 @@ def chooser(system: System) -> str:
     return "train" if "train" in system else "val"
 
 
-def caveat(split: str, chosen_on: str | None) -> str:
-    """What to know of a split's figures of the own network; nothing where it only answered.
+def caveat(split: str, chosen_on: str | None, own: bool) -> str:
+    """What to know of a split's figures; nothing where the system only answered.
 
     Args:
         split: of the figures.
-        chosen_on: the split that chose thresholds and calibration; None: neither of these images.
+        chosen_on: the split that chose the thresholds, and the own network's calibration; None: none of these.
+        own: whether it is the own network, whose best epochs validation chose.
     """
-    chosen = ["best epochs"] * (split == "val") + ["calibration", "thresholds"] * (split == chosen_on)
+    chosen = ["best epochs"] * (own and split == "val")
+    chosen += [*["calibration"] * own, "thresholds"] * (split == chosen_on)
     listed = " and ".join(filter(None, (", ".join(chosen[:-1]), *chosen[-1:])))
     return f"{listed} were chosen on these very images, so these figures flatter" if chosen else ""
 

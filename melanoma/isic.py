@@ -22,6 +22,7 @@ import pandas as pd
 CLASSES = ("benign nevus", "melanoma", "seborrheic keratosis")
 NEVUS, MELANOMA, KERATOSIS = range(3)
 RANKED = (MELANOMA, KERATOSIS)  # the challenge's two tasks: each against the rest
+OFFICIAL = "official"  # the challenge's own division into splits
 SPLITS = ("train", "val", "test")
 OFFICIAL_NAMES = {"train": "Training", "val": "Validation", "test": "Test_v2"}
 OFFICIAL_COUNTS = {"train": 2000, "val": 150, "test": 600}

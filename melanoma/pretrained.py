@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from melanoma import backbones, classifier, command, report, segnet, stages
+from melanoma import backbones, classifier, command, isic, report, segnet, stages
 from melanoma.errors import InputError
 
 import h5py
@@ -74,6 +74,19 @@ def read(network: str) -> tuple[dict[str, Any], list[Path]]:
         if (found := stages.sha256(path)) != expected:
             raise InputError(f"--pretrained: {path} has SHA-256 {found}, expected {expected}")
     return settings, [FOLDER / name for name in settings["sha256"]]
+
+
+def refuse_other_split(store: stages.Store, split: str) -> None:
+    """Sees to it that nothing is judged that the networks have learnt from.
+
+    Raises:
+        InputError: the photographs are not divided as the challenge did.
+    """
+    if (division := store.written_with("ids", split=split)["split"]) != isic.OFFICIAL:
+        raise InputError(
+            f"--pretrained: the networks have learnt from train photographs of the {isic.OFFICIAL} split, and --split "
+            f"{division} judges some of them: run {stages.PREPROCESSING} with --split {isic.OFFICIAL}"
+        )
 
 
 def load_segnet(size: int) -> tuple[keras.Model, dict[str, Any]]:
@@ -144,8 +157,12 @@ def pack_classifier(store: stages.Store, graphics: Path) -> None:
     if told.get("inputs", {}).get(key, {}).get("sha256") != stages.sha256(path):
         raise InputError(f"{figures} is not of the classifier in {store.data}: run {stages.EVALUATION} again")
     used = store.written_with("classifier_settings", backbone=backbone)
-    if used["limit"] or used["pretrained"]:
-        raise InputError(f"the last run had --limit or --pretrained: run {stages.CLASSIFIER} without")
+    cut = any(one["settings"].get("limit") for one in (told, *told["inputs"].values()))
+    if cut or used["pretrained"] or used["folds"] == 1:
+        raise InputError(
+            "the last run had --limit or --pretrained, or no --folds to choose thresholds and calibration by: run "
+            f"{stages.CLASSIFIER} and {stages.EVALUATION} anew"
+        )
     settings = json.loads(path.read_text(encoding="utf-8"))
     facts = settings | {
         "thresholds": told["systems"][backbone]["thresholds"],

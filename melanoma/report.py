@@ -31,7 +31,7 @@ OF_SPLIT = {
     "colour of the skin around; and, unless it never sees more, on nothing but the lesion. What stays above 0.5 "
     "without the lesion comes from its surroundings, or from its place, size and outline.",
     "gradcam": "Bright is where the evidence for the likeliest class lies, for the surest answers that are right, the "
-    "surest that are wrong, and the least sure.",
+    "surest that are wrong, and the least sure; of several networks, as the first sees it.",
 }
 OF_RUN = {
     "segnet_overlays": "Predicted lesion masks of validation, worst, median and best, beside the true ones.",
@@ -70,23 +70,25 @@ def shown(value: float | None, interval: tuple[float, float] | None) -> str:
     return f"{value:.3f}" + (f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else "")
 
 
-def content(graphics: Path, report: dict[str, Any], segmentation: dict[str, Any] | None) -> dict[str, Any]:
+def content(graphics: Path, report: dict[str, Any], segmentation: dict[str, Any] | None, own: bool) -> dict[str, Any]:
     """What the templates say.
 
     Args:
         graphics: folder of the pictures.
         report: of metrics.json.
         segmentation: of segmentation.json; None: there is none.
+        own: whether the first system is the own network.
     """
     systems = report["systems"]
     name, made = next(iter(systems)), made_with(report)
     splits = systems[name]["splits"]
     return {
         "name": name,
+        "own": own,
         "commit": commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "names": evaluation.SPOKEN,
-        "caveats": {split: evaluation.caveat(split, systems[name]["chosen_on"]) for split in splits},
+        "caveats": {split: evaluation.caveat(split, systems[name]["chosen_on"], own) for split in splits},
         "judged": splits,
         "main": "test" if "test" in splits else next(iter(splits), None),
         "thresholds": systems[name]["thresholds"],
@@ -117,7 +119,7 @@ def made_with(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def write(graphics: Path, report: dict[str, Any], segmentation: dict[str, Any] | None, own: bool) -> None:
-    """Writes the page, and the card where the first system is the own network; other arguments as of `content`."""
+    """Writes the page, and the card where the first system is the own network; arguments as of `content`."""
     environment = Environment(
         loader=PackageLoader("melanoma"),
         autoescape=lambda name: name == TEMPLATES[PAGE],
@@ -126,6 +128,6 @@ def write(graphics: Path, report: dict[str, Any], segmentation: dict[str, Any] |
         lstrip_blocks=True,
     )
     environment.filters["shown"] = lambda figure, scored: shown(scored["figures"][figure], scored["intervals"][figure])
-    said = content(graphics, report, segmentation)
+    said = content(graphics, report, segmentation, own)
     for file, template in TEMPLATES.items() if own else [(PAGE, TEMPLATES[PAGE])]:
         stages.write_text(graphics / file, environment.get_template(template).render(said))

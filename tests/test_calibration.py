@@ -1,6 +1,6 @@
 """Calibration: a distortion of known size is undone, and nothing else happens."""
 
-from melanoma import calibration
+from melanoma import calibration, metrics
 from melanoma.calibration import Calibration
 
 import numpy as np
@@ -52,3 +52,14 @@ def test_answers_without_any_doubt_can_be_calibrated(sure: float) -> None:
     probabilities = np.eye(3)[(labels + np.array([0, 0, 0, 0, 0, 1])) % 3] * sure + (1 - sure) / 3
     found = calibration.fit(labels, probabilities)
     assert np.isfinite(found.apply(probabilities)).all() and np.isfinite(found.temperature)
+
+
+def test_ranks_survive_answers_that_tell_nothing() -> None:
+    labels, honest = simulated(600)
+    answers = np.asarray(honest, np.float32)
+    for seed in range(10):
+        unrelated = np.random.default_rng(seed).permutation(labels)[:100]
+        found = calibration.fit(unrelated, answers[:100]).apply(answers)
+        before, after = metrics.areas(labels, answers), metrics.areas(labels, found)
+        assert after["melanoma auc"] == pytest.approx(before["melanoma auc"], abs=0.1)
+        assert len(np.unique(found[:, 1])) > 500

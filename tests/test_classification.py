@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from melanoma import augment, backbones, classifier, folds, isic, metrics, pretrained, probe, stages, training
-from melanoma.errors import InputError
+from melanoma.errors import InputError, StageError
 
 import keras
 import numpy as np
@@ -24,12 +24,12 @@ def probabilities(folder: Path, split: str) -> np.ndarray:
     return np.array(reader(folder).load("probabilities", split=split))
 
 
-def watch(monkeypatch: pytest.MonkeyPatch) -> list[training.Batches]:
-    """The training batches of every call of `training.fit` from now on."""
+def watch(monkeypatch: pytest.MonkeyPatch) -> list[tuple[training.Batches, str]]:
+    """The training batches and the loss of every call of `training.fit` from now on."""
     seen, fit = [], training.fit
 
     def watched(model: keras.Model, train: training.Batches, *rest: Any, **more: Any) -> training.Training:
-        seen.append(train)
+        seen.append((train, more["loss"]))
         return fit(model, train, *rest, **more)
 
     monkeypatch.setattr(training, "fit", watched)
@@ -129,12 +129,14 @@ def test_probe_asks_all_networks_together(crossed: Path, tmp_path: Path) -> None
 
 def test_files_of_more_networks_go_with_the_next_training(crossed: Path, tmp_path: Path) -> None:
     folder = pipeline.copy(crossed, tmp_path / "chain")
+    (folder / "graphics" / f"{BACKBONE}_full_curves.png").write_bytes(b"")
     stranger = folder / "data" / "weights" / f"{BACKBONE}v2.weights.h5"
     stranger.write_bytes(b"")
     pipeline.classify(folder, "--train", "head")
     weights = {path.name for path in stranger.parent.glob("mobilenet*.h5")}
     assert weights == {f"{BACKBONE}.weights.h5", f"{BACKBONE}_head.weights.h5", stranger.name}
-    assert not [path for path in (folder / "graphics").glob("*_curves.png") if "_fold" in path.name]
+    curves = {path.name for path in (folder / "graphics").glob(f"{BACKBONE}*_curves.png")}
+    assert curves == {f"{BACKBONE}_head_curves.png"}
     assert not reader(folder).has("probabilities", split="train")
     pipeline.run(stages.EVALUATION, folder)
     assert set(told(folder)["splits"]) == {"val", "test"}
@@ -149,7 +151,8 @@ def test_classes_are_balanced_as_asked(own_chain: Path, balance: str, monkeypatc
     labels = reader(own_chain).load("labels", split="train")
     of_row = folds.assign(ids, 2, 0)
     assert len(seen) == 2
-    for fold, batches in enumerate(seen):
+    for fold, (batches, loss) in enumerate(seen):
+        assert ("focal" in loss) == (balance == "focal")
         rows = np.flatnonzero((of_row != fold) & (folds.photographs(ids) | (balance == "copies")))
         assert batches.rows.tolist() == rows.tolist()
         for weights, name in ((batches.chances, "sampling"), (batches.loss_weights, "weights")):
@@ -160,12 +163,10 @@ def test_classes_are_balanced_as_asked(own_chain: Path, balance: str, monkeypatc
 
 
 def test_class_that_is_missing_outside_a_fold_is_told(own_chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ids = reader(own_chain).load("ids", split="train").tolist()
     labels = reader(own_chain).load("labels", split="train")
     monkeypatch.setattr(folds, "assign", lambda *_: (labels != isic.MELANOMA).astype(int))
     with pytest.raises(InputError, match=r"no melanoma among \d+ training images"):
         pipeline.classify(own_chain, "--folds", "2")
-    assert len(ids) == len(labels)
 
 
 def test_backbone_works_at_the_size_asked(own_chain: Path) -> None:
@@ -241,6 +242,34 @@ def test_flags_of_training_go_not_with_the_pretrained_classifiers(
     flags = ("--pretrained", "--backbone", "mobilenet", "--folds", "3")
     assert exit_code(monkeypatch, stages.CLASSIFIER, *places(packed), *flags) == 2
     assert "leave out --backbone, --folds" in capsys.readouterr().err
+
+
+def test_photographs_that_the_pretrained_networks_may_know_are_not_judged(
+    packed: Path,
+    source: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    logging_restored: None,
+) -> None:
+    pipeline.preprocess(source, packed, "--split", "2018")
+    assert exit_code(monkeypatch, stages.SEGNET, *places(packed), "--pretrained") == 2
+    pipeline.stand_in_for_segnet(packed)
+    pipeline.run(stages.MASKING, packed)
+    assert exit_code(monkeypatch, stages.CLASSIFIER, *places(packed), "--pretrained") == 2
+    assert capsys.readouterr().err.count("--split 2018 judges some of them") == 2
+
+
+def test_figures_of_a_part_of_the_images_are_not_packed(packed: Path) -> None:
+    pipeline.run(stages.EVALUATION, packed, "--limit", "9")
+    with pytest.raises(InputError, match="--limit"):
+        pretrained.main(pretrained.parser().parse_args([pretrained.CLASSIFIER, *places(packed)]))
+
+
+def test_regions_of_interest_are_not_mixed(own_chain: Path) -> None:
+    masking = stages.Store(own_chain / "data", stages.MASKING, {"roi": "mask"})
+    masking.save("masked", np.array(masking.load("masked", split="val")), split="val")
+    with pytest.raises(StageError, match=r"differ in --roi \(crop, mask\)"):
+        pipeline.classify(own_chain)
 
 
 def test_figures_of_another_classifier_are_not_packed(packed: Path) -> None:
