@@ -1,6 +1,7 @@
 """The cache of decoded pictures, a run that is killed, and work in several processes, here and on a cluster."""
 
 import contextlib
+import gc
 import os
 import shutil
 import signal
@@ -302,6 +303,13 @@ def test_scheduler_that_is_gone_ends_the_run(monkeypatch: pytest.MonkeyPatch) ->
             list(results)
 
 
+@pytest.fixture
+def no_client_left() -> None:
+    """Collects Dask clients that could not start: they close as they go, which blocks within the start of another."""
+    gc.collect()
+
+
+@pytest.mark.usefixtures("no_client_left")
 @pytest.mark.parametrize("address", ["tls://127.0.0.1:1", "nonsense"])
 def test_address_that_is_none_is_told(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "PATIENCE", 1)
@@ -309,6 +317,7 @@ def test_address_that_is_none_is_told(address: str, monkeypatch: pytest.MonkeyPa
         pass
 
 
+@pytest.mark.usefixtures("no_client_left")
 def test_cluster_that_does_not_answer_is_told(
     slow_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
