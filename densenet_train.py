@@ -211,13 +211,20 @@ def train(
 
 
 def train_all(
-    store: stages.Store, arguments: argparse.Namespace
+    store: stages.Store, arguments: argparse.Namespace, roi: str
 ) -> tuple[list[classifier.Classifier], dict[str, Any], np.ndarray | None]:
     """Trains a network for every fold and seed; returns them, what to note of each, and who has not seen which row."""
     labels, ids = diagnoses(store), store.load("ids", split="train").tolist()
     members = folds.members(arguments.folds, arguments.seeds, arguments.seed)
     fold_of_row = folds.assign(ids, arguments.folds, arguments.seed)
     learnable = folds.photographs(ids) | (arguments.balance == "copies")
+    if arguments.folds > 1 and roi != "full" and store.written_with("predicted", split="train").get("folds", 1) == 1:
+        log.warning(
+            "the lesion masks of train are by a network that has seen them, better than others will be: for a "
+            "cross-validation run %s with --folds",
+            stages.SEGNET,
+        )
+    clear_curves(arguments.graphics, arguments.backbone)
     networks, notes = [], {}
     for member in members:
         rows = np.flatnonzero(learnable & (fold_of_row != member.fold))
@@ -314,15 +321,7 @@ def main(arguments: argparse.Namespace) -> None:
         clear_curves(arguments.graphics, facts["backbone"])
         found = judged(store, ensemble, arguments.batch_size)
     else:
-        clear_curves(arguments.graphics, arguments.backbone)
-        seen = store.written_with("predicted", split="train").get("folds", 1) == 1
-        if arguments.folds > 1 and roi != "full" and seen:
-            log.warning(
-                "the lesion masks of train are by a network that has seen them, better than others will be: for a "
-                "cross-validation run %s with --folds",
-                stages.SEGNET,
-            )
-        networks, notes, own = train_all(store, arguments)
+        networks, notes, own = train_all(store, arguments, roi)
         raw = judged(store, classifier.Ensemble(networks, arguments.turns), arguments.batch_size, own)
         fitted = calibrate(store, raw)
         found = {split: fitted.apply(probabilities) for split, probabilities in raw.items()}

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +264,27 @@ def test_figures_of_a_part_of_the_images_are_not_packed(packed: Path) -> None:
     pipeline.run(stages.EVALUATION, packed, "--limit", "9")
     with pytest.raises(InputError, match="--limit"):
         pretrained.main(pretrained.parser().parse_args([pretrained.CLASSIFIER, *places(packed)]))
+
+
+@pytest.mark.parametrize("mask_folds", [1, 2])
+def test_masks_by_a_network_that_has_seen_them_are_told(
+    mask_folds: int, own_chain: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    outlining = stages.Store(own_chain / "data", stages.SEGNET, {"folds": mask_folds})
+    for split in pipeline.COUNTS:
+        outlining.save("predicted", np.array(outlining.load("predicted", split=split)), split=split)
+    pipeline.run(stages.MASKING, own_chain)
+    pipeline.classify(own_chain, "--train", "head", "--folds", "2")
+    assert ("by a network that has seen them" in caplog.text) == (mask_folds == 1)
+
+
+def test_training_without_train_photographs_names_what_is_missing(own_source: Path, tmp_path: Path) -> None:
+    shutil.rmtree(isic.image_folder(own_source, "train"))
+    pipeline.preprocess(own_source, tmp_path)
+    pipeline.stand_in_for_segnet(tmp_path)
+    pipeline.run(stages.MASKING, tmp_path)
+    with pytest.raises(StageError, match="no labelled training images"):
+        pipeline.classify(tmp_path)
 
 
 def test_regions_of_interest_are_not_mixed(own_chain: Path) -> None:

@@ -95,7 +95,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         start = 0
         same = not server.if_range or self.headers["If-Range"] == f'"{server.version}"'
         if wanted and server.ranges and same:
-            start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1])  # type: ignore[index]
+            start = int(wanted.removeprefix("bytes=").removesuffix("-"))
         if start and way == "elsewhere":
             start += 1
         if start >= len(content):
