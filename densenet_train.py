@@ -10,7 +10,8 @@ Writes  data/arrays/{train,val}_{backbone}_features.npy     float32 (N, C), the 
         data/weights/{backbone}.json                        settings, calibration, training history
         data/arrays/{val,test}_probabilities.npy            float32 (N, 3), calibrated
         data/arrays/train_probabilities.npy                 with --folds: by the networks that have not seen each
-        graphics/{backbone}_{head,full}{member}_curves.png  training curves of each phase
+        data/checkpoints/                                   states of interrupted trainings, until the script ends
+        graphics/{backbone}_{head,full}{member}_{curves.png,history.csv}  training curves of each phase, their values
 
 Run     python densenet_train.py
 Try     python densenet_train.py --backbone mobilenet --weights none --epochs 1 --limit 30
@@ -24,7 +25,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from melanoma import backbones, calibration, classifier, command, folds, isic, plots, pretrained, stages, training
+from melanoma import backbones, calibration, classifier, command, folds, isic, pretrained, stages, training
 from melanoma.command import log
 from melanoma.errors import InputError, StageError
 
@@ -42,7 +43,7 @@ OF_FEATURES = ("backbone", "weights_sha256", "scaling", "precision", "network_si
 # What --pretrained leaves no use for.
 OF_TRAINING = (
     *("backbone", "weights", "scaling", "network_size", "train", "balance", "folds", "seeds"),
-    *("epochs", "learning_rate", "averaging", "turns"),
+    *("epochs", "learning_rate", "averaging", "restart", "turns"),
 )
 LOSSES = {"cross-entropy": "categorical_crossentropy", "focal cross-entropy": "categorical_focal_crossentropy"}
 BALANCES = ("copies", "weights", "focal", "sampling", "none")
@@ -128,13 +129,14 @@ def features(
 
 def fit(
     phase: str,
+    store: stages.Store,
     network: keras.Model,
     inputs: dict[str, np.ndarray],
     labels: dict[str, np.ndarray],
     rows: np.ndarray,
     member: folds.Member,
     arguments: argparse.Namespace,
-    **keep: Any,
+    start: float = -math.inf,
 ) -> training.Training:
     """One phase of training; --epochs and --learning-rate are those of the phase that --train names."""
     own, balance = phase == arguments.train, arguments.balance
@@ -151,7 +153,8 @@ def fit(
         chances=weights if balance == "sampling" else None,
         loss_weights=weights if balance == "weights" else None,
     )
-    result = training.fit(
+    name = f"{arguments.backbone}_{phase}{member.name}"
+    return training.fit(
         network,
         batches,
         training.Batches(inputs["val"], truth["val"], arguments.batch_size) if "val" in truth else None,
@@ -162,17 +165,16 @@ def fit(
         learning_rate=(own and arguments.learning_rate) or LEARNING_RATE[phase],
         averaging=arguments.averaging,
         patience=PATIENCE,
-        **keep,
+        checkpoint=store.checkpoint(arguments.backbone, name),
+        draw=partial(
+            training.record,
+            arguments.graphics / name,
+            {"loss": loss, "auc": "mean AUC of the three classes"},
+            f"{arguments.backbone}, {'head on frozen features' if phase == 'head' else 'full training'}"
+            f"{member.name.replace('_', ', ')}",
+        ),
+        start=start,
     )
-    plots.training_curves(
-        arguments.graphics / f"{arguments.backbone}_{phase}{member.name}_curves.png",
-        result.history,
-        result.best_epoch,
-        {"loss": loss, "auc": "mean AUC of the three classes"},
-        f"{arguments.backbone}, {'head on frozen features' if phase == 'head' else 'full training'}"
-        f"{member.name.replace('_', ', ')}",
-    )
-    return result
 
 
 def train(
@@ -195,15 +197,13 @@ def train(
     )
     extract = network.extractor()
     known = {split: features(store, split, extract, made_with, arguments.batch_size) for split in labels}
-    save_head = partial(store.save_weights, "head_weights", network.head, backbone=name, member=member.name)
-    phases = {"head": fit("head", network.head, known, labels, rows, member, arguments, save=save_head)}
-    save = partial(store.save_weights, "classifier_weights", network.model, backbone=name, member=member.name)
+    phases = {"head": fit("head", store, network.head, known, labels, rows, member, arguments)}
+    store.save_weights("head_weights", network.head, backbone=name, member=member.name)
     if full:
         # A training value, without validation, is no bar: full training sees harder, augmented images.
         start = phases["head"].best if "val" in labels else -math.inf
-        phases["full"] = fit("full", network.model, masked, labels, rows, member, arguments, save=save, start=start)
-    else:
-        save()
+        phases["full"] = fit("full", store, network.model, masked, labels, rows, member, arguments, start)
+    store.save_weights("classifier_weights", network.model, backbone=name, member=member.name)
     return network, {
         phase: {"best_epoch": one.best_epoch, "history": one.history, "seconds": one.seconds}
         for phase, one in phases.items()
@@ -214,6 +214,8 @@ def train_all(
     store: stages.Store, arguments: argparse.Namespace, roi: str
 ) -> tuple[list[classifier.Classifier], dict[str, Any], np.ndarray | None]:
     """Trains a network for every fold and seed; returns them, what to note of each, and who has not seen which row."""
+    if arguments.restart:
+        store.remove_checkpoints(arguments.backbone)
     labels, ids = diagnoses(store), store.load("ids", split="train").tolist()
     members = folds.members(arguments.folds, arguments.seeds, arguments.seed)
     fold_of_row = folds.assign(ids, arguments.folds, arguments.seed)
@@ -281,7 +283,7 @@ def region_of_interest(store: stages.Store) -> str:
 def clear_curves(graphics: Path, backbone: str) -> None:
     """Takes the training curves of earlier networks away."""
     for phase in EPOCHS:
-        for path in graphics.glob(f"{backbone}_{phase}*_curves.png"):
+        for path in graphics.glob(f"{backbone}_{phase}*_[ch]*"):
             path.unlink()
 
 
@@ -339,6 +341,8 @@ def main(arguments: argparse.Namespace) -> None:
     store.remove("probabilities", split="train")  # of an earlier run
     for split, probabilities in found.items():
         store.save("probabilities", probabilities, split=split)
+    if not arguments.pretrained:
+        store.remove_checkpoints(arguments.backbone)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ Reads   data/arrays/{train,val,test}_{ids,images,masks,labels}.npy   from step 1
 Writes  data/weights/segnet{member}.weights.h5                weights of the best epoch, of each fold
         data/weights/segnet.json                              the network's design, threshold, training history
         data/arrays/{train,val,test}_predicted.npy            uint8 (N, S, S, 1), {0, 1}
-        graphics/segnet{member}_curves.png                    training curves of each fold
+        data/checkpoints/                                     states of interrupted trainings, until the script ends
+        graphics/segnet{member}_{curves.png,history.csv}      training curves of each fold, and their values
         graphics/segnet_overlays.png                          worst, median and best validation masks
         graphics/segnet_jaccard.png                           Jaccard index against lesion size, and by class
         graphics/segmentation.json                            the challenge's figures of the splits that have masks
@@ -50,11 +51,12 @@ LEARNING_RATE = 1e-3
 AVERAGING = 0.99
 PATIENCE = 10  # epochs without a better validation Jaccard
 LOSS = "dice_cross_entropy"
+SEGNET = "segnet"  # what files call the network, whichever it is
 OVERLAYS, JACCARD = "segnet_overlays.png", "segnet_jaccard.png"
 # What --pretrained leaves no use for.
 OF_TRAINING = (
     *("network", "network_size", "backbone", "weights", "scaling", "loss", "folds"),
-    *("epochs", "learning_rate", "averaging"),
+    *("epochs", "learning_rate", "averaging", "restart"),
 )
 
 
@@ -114,6 +116,7 @@ def train(
 
     Copies stay out: they balance the classes for the classifier, and every epoch varies the photographs anew anyway.
     """
+    keras.utils.set_random_seed(member.seed)
     images, truth = store.load("images", split="train"), store.load("masks", split="train")
     model = segnet.build(design, images.shape[1], arguments.weights)
     log.info("%s%s, %d weights, %d photographs of training", model.name, member.name, model.count_params(), len(rows))
@@ -136,15 +139,15 @@ def train(
         learning_rate=arguments.learning_rate,
         averaging=arguments.averaging,
         patience=PATIENCE,
-        save=partial(store.save_weights, "segnet_weights", model, member=member.name),
+        checkpoint=store.checkpoint(SEGNET, f"{SEGNET}{member.name}"),
+        draw=partial(
+            training.record,
+            arguments.graphics / f"{SEGNET}{member.name}",
+            {"loss": f"loss, {arguments.loss.replace('_', ' ')}", "jaccard": "mean Jaccard"},
+            f"{design.network}{member.name.replace('_', ', ')}",
+        ),
     )
-    plots.training_curves(
-        arguments.graphics / f"segnet{member.name}_curves.png",
-        result.history,
-        result.best_epoch,
-        {"loss": f"loss, {arguments.loss.replace('_', ' ')}", "jaccard": "mean Jaccard"},
-        f"{design.network}{member.name.replace('_', ', ')}",
-    )
+    store.save_weights("segnet_weights", model, member=member.name)
     return model, result
 
 
@@ -152,6 +155,8 @@ def train_all(
     store: stages.Store, arguments: argparse.Namespace, members: list[folds.Member], fold_of_row: np.ndarray
 ) -> tuple[list[keras.Model], dict[str, Any]]:
     """Trains a network for every fold; returns them and what to note of them."""
+    if arguments.restart:
+        store.remove_checkpoints(SEGNET)
     design = design_of(store, arguments)
     learnable = folds.photographs(store.load("ids", split="train").tolist())
     models: list[keras.Model] = []
@@ -162,7 +167,8 @@ def train_all(
         models.append(model)
         notes.append({"best_epoch": result.best_epoch, "history": result.history, "seconds": result.seconds})
     for gone in store.keep_members("segnet_weights", [member.name for member in members]):
-        (arguments.graphics / f"segnet{gone}_curves.png").unlink(missing_ok=True)
+        for path in arguments.graphics.glob(f"{SEGNET}{gone}_[ch]*"):
+            path.unlink()
     seconds = statistics.median(second for note in notes for second in note["seconds"])
     cost = {"weights": models[0].count_params(), "seconds_per_epoch": seconds}
     return models, {"design": asdict(design), "training": notes, "cost": cost}
@@ -250,7 +256,6 @@ def draw(store: stages.Store, arguments: argparse.Namespace) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     """Trains, or takes the pretrained network; predicts every split, scores those that have masks."""
-    keras.utils.set_random_seed(arguments.seed)
     keras.config.set_dtype_policy(arguments.precision)
     made_with = {"weights_sha256": backbones.digest(arguments.weights), "keras_backend": keras.backend.backend()}
     store = stages.Store(arguments.data, stages.SEGNET, vars(arguments) | made_with)
@@ -301,6 +306,8 @@ def main(arguments: argparse.Namespace) -> None:
         log.info("\nLesion masks of %s, n = %d%s", split, scored["n"], note)
         for line in command.table(scored["figures"], scored["intervals"]):
             log.info("%s", line)
+    if not arguments.pretrained:
+        store.remove_checkpoints(SEGNET)
 
 
 if __name__ == "__main__":

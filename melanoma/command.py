@@ -4,10 +4,12 @@ import argparse
 import errno
 import logging
 import resource
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TypeVar
 
 from melanoma.errors import InputError
@@ -29,6 +31,15 @@ DISK_ERRORS = {
     errno.EISDIR,
     errno.EEXIST,
 }
+
+
+class Terminated(KeyboardInterrupt):
+    """The system asks the process to end (SIGTERM), as a cloud does before it takes a machine away."""
+
+
+def terminate(signal_number: int, frame: FrameType | None) -> None:
+    """Ends the work as Ctrl-C would."""
+    raise Terminated
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -106,6 +117,7 @@ def training_flags(
         default="float32",
         help="of the computation; weights and results stay float32",
     )
+    flags.add_argument("--restart", action="store_true", help="train anew instead of going on with an interrupted run")
 
 
 def refuse(given: argparse.Namespace, flags: argparse.ArgumentParser, useless: Iterable[str], reason: str) -> None:
@@ -148,10 +160,12 @@ def peak_memory() -> float:
 def run(flags: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None]) -> None:
     """Parses the command line, runs `main`, and exits.
 
-    Exit codes: 0 done; 2 bad usage or bad input; 3 an earlier stage is missing or stale; 130 interrupted; 1 a bug.
+    Exit codes: 0 done; 2 bad usage or bad input; 3 an earlier stage is missing or stale; 130 interrupted, 143 by
+    SIGTERM; 1 a bug.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
     log.setLevel(logging.INFO)
+    signal.signal(signal.SIGTERM, terminate)
     start = time.perf_counter()
     try:
         main(flags.parse_args())
@@ -166,7 +180,7 @@ def run(flags: argparse.ArgumentParser, main: Callable[[argparse.Namespace], Non
     except MemoryError:
         print(f"{flags.prog}: not enough memory for these settings", file=sys.stderr)
         sys.exit(InputError.exit_code)
-    except KeyboardInterrupt:
-        print(f"{flags.prog}: interrupted", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt as stop:
+        print(f"{flags.prog}: interrupted; the same command goes on", file=sys.stderr)
+        sys.exit(128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT))
     log.info("done in %.0f s, peak memory %.2f GiB", time.perf_counter() - start, peak_memory())

@@ -71,16 +71,16 @@ def sheet(path: Path, rows: Sequence[Sequence[Tile]], title: str) -> None:
 
 
 def training_curves(
-    path: Path, history: dict[str, list[float]], best_epoch: int, names: dict[str, str], title: str
+    path: Path, names: dict[str, str], title: str, history: dict[str, list[float]], best_epoch: int
 ) -> None:
     """Training and validation curves over epochs, a panel for each quantity, the best epoch marked.
 
     Args:
         path: PNG to write.
-        history: values per epoch; a quantity `q` of validation is `val_q`.
-        best_epoch: the one whose weights were kept, from 1; 0 where none was.
         names: {quantity: label of its axis}.
         title: over the panels.
+        history: values per epoch; a quantity `q` of validation is `val_q`.
+        best_epoch: the one whose weights were kept, from 1; 0 where none was.
     """
     figure = Figure(figsize=(4.2 * len(names), 3.4), layout="constrained")
     figure.suptitle(title, fontsize=11)

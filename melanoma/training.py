@@ -12,16 +12,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from melanoma import augment, command
+from melanoma import augment, command, plots, stages
+from melanoma.checkpoints import Checkpoint, State
 from melanoma.command import log
 from melanoma.errors import InputError
 
 import keras
 import numpy as np
+import pandas as pd
+
+Draw = Callable[[dict[str, list[float]], list[float], int], None]  # of history, seconds of each epoch, best epoch
 
 THREADS = os.cpu_count() or 1  # batches prepared at once; Pillow's warps run outside Python's interpreter lock
 
 WARM_UP = 0.05  # of all steps
+
+SECONDS_BETWEEN_LOOKS = 10  # at least, between two saved states of a training, and two drawings of its curves
+BATCHES_BETWEEN_LOOKS = 50  # at the loss, which the device has to be waited for
 
 BATCHES = 4  # of each model in a block of predictions
 IMAGE_AXES = (1, 2)  # of (N, H, W, C)
@@ -90,6 +97,12 @@ class Batches(keras.utils.PyDataset):
             chances = self.chances[self.rows]
             self.order = rng.choice(self.rows, len(self.rows), p=chances / chances.sum())
 
+    def skip(self, epochs: int) -> None:
+        """Goes on with a later epoch's order and variants."""
+        if epochs:
+            self.epoch += epochs - 1
+            self.on_epoch_end()
+
     def __len__(self) -> int:
         """Batches per epoch."""
         return math.ceil(len(self.rows) / self.batch_size)
@@ -111,38 +124,6 @@ class Batches(keras.utils.PyDataset):
         return (inputs, targets) if self.loss_weights is None else (inputs, targets, self.loss_weights[rows])
 
 
-class KeepBest(keras.callbacks.Callback):
-    """Saves the weights whenever the monitored value is the highest so far; stops where the loss is no number.
-
-    Notes the seconds that each epoch takes, validation included.
-    """
-
-    def __init__(self, monitor: str, start: float, save: Callable[[], Path]) -> None:
-        """Takes the key of the monitored value, its value before the first epoch, and what saves the weights."""
-        super().__init__()
-        self.monitor, self.best, self.save = monitor, start, save
-        self.best_epoch = 0
-        self.path: Path | None = None
-        self.seconds: list[float] = []
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Looks at the clock."""
-        self.started = time.perf_counter()
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
-        """Judges the epoch."""
-        logs = logs or {}
-        self.seconds.append(time.perf_counter() - self.started)
-        if not math.isfinite(logs["loss"]):
-            raise InputError(
-                f"the loss became {logs['loss']} in epoch {epoch + 1}: try a lower --learning-rate; "
-                "the weights saved before are kept"
-            )
-        if logs[self.monitor] > self.best:
-            self.best, self.best_epoch = logs[self.monitor], epoch + 1
-            self.path = self.save()
-
-
 @dataclass(frozen=True)
 class Training:
     """How a training went."""
@@ -151,6 +132,100 @@ class Training:
     best_epoch: int  # from 1; 0 where no epoch was better than the start
     best: float  # the monitored value of the best epoch
     seconds: list[float]  # that each epoch took
+
+
+class Keeper(keras.callbacks.Callback):
+    """Judges every epoch: keeps the best weights, ends a training that gains no more or went wrong, saves its state.
+
+    Comes after what changes weights between epochs: a state is what the next epoch starts from.
+    """
+
+    def __init__(
+        self, network: keras.Model, monitor: str, start: float, patience: int, checkpoint: Checkpoint, draw: Draw
+    ) -> None:
+        """Arguments as of `fit`; `monitor` is the key of the value in an epoch's logs."""
+        super().__init__()
+        self.network, self.monitor, self.start, self.patience = network, monitor, start, patience
+        self.checkpoint, self.draw = checkpoint, draw
+        self.initial = network.get_weights()
+        self.history: dict[str, list[float]] = {}
+        self.seconds: list[float] = []
+        self.best: list[np.ndarray] = []
+        self.unsaved: State | None = None
+        self.last_look = time.monotonic()
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """All that changes while the trainer learns."""
+        return [*self.model.variables, *self.model.optimizer.variables]
+
+    @property
+    def gains(self) -> list[float]:
+        """The monitored value of each epoch; lowest where it is no number."""
+        return [-math.inf if math.isnan(value) else value for value in self.history.get(self.monitor, [])]
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch with the highest monitored value, from 1; 0 where none is higher than the start."""
+        highest = max(self.gains, default=-math.inf)
+        return 1 + self.gains.index(highest) if highest > self.start else 0
+
+    def resume(self, state: State) -> None:
+        """Takes up a training where it was."""
+        self.history, self.seconds, self.best = state.history, state.seconds, state.best
+        for variable, value in zip(self.variables if state.variables else (), state.variables, strict=True):
+            variable.assign(value)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Notes what the epoch before has led to; looks at the clock."""
+        if self.seconds:
+            variables = [np.array(variable) for variable in self.variables]
+            self.unsaved = State(dict(self.history), list(self.seconds), variables=variables, best=self.best)
+            if time.monotonic() >= self.last_look + SECONDS_BETWEEN_LOOKS:
+                self.save()
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        """Looks now and then whether the mean loss is still a number, so as not to waste the rest of a long epoch."""
+        if batch % BATCHES_BETWEEN_LOOKS == 0:
+            self.check_loss((logs or {})["loss"])
+
+    def check_loss(self, loss: float) -> None:
+        """Raises InputError where it is no number."""
+        if not math.isfinite(loss):
+            kept = f"; the state before that epoch stays in {self.checkpoint.path}" if self.seconds else ""
+            raise InputError(
+                f"the loss became {float(loss)} in epoch {len(self.seconds) + 1}: train anew with --restart and a "
+                f"lower --learning-rate{kept}"
+            )
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Judges the epoch."""
+        logs = logs or {}
+        self.check_loss(logs["loss"])
+        weights = self.network.get_weights()
+        if not all(np.isfinite(array).all() for array in weights):
+            self.check_loss(math.nan)
+        for name, value in logs.items():
+            self.history.setdefault(name, []).append(float(value))
+        self.seconds.append(time.perf_counter() - self.started)
+        if self.best_epoch == len(self.seconds):
+            self.best = weights
+        gains = self.gains
+        self.model.stop_training = len(gains) - 1 - gains.index(max(gains)) >= self.patience
+
+    def save(self) -> None:
+        """Writes the state of the last whole epoch, where it is not there yet, and draws the curves."""
+        if self.unsaved:
+            self.checkpoint.save(self.unsaved)
+            self.draw(self.history, self.seconds, self.best_epoch)
+        self.unsaved, self.last_look = None, time.monotonic()
+
+    def finish(self) -> None:
+        """Gives the network its best epoch's weights, or back those that it came with; nothing else is left to keep."""
+        self.network.set_weights(self.best or self.initial)
+        self.unsaved = State(self.history, self.seconds, finished=True, best=self.best)
+        self.save()
 
 
 def schedule(highest: float, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
@@ -173,10 +248,14 @@ def fit(
     learning_rate: float,
     averaging: float,
     patience: int,
-    save: Callable[[], Path],
+    checkpoint: Checkpoint,
+    draw: Draw,
     start: float = -math.inf,
 ) -> Training:
     """Trains with Adam and the rates of `schedule`; the model ends with its best epoch's weights.
+
+    A training that was interrupted goes on after its last saved epoch and ends with the very weights that it would have
+    had; on a GPU as far as the device repeats itself.
 
     Args:
         model: uncompiled, so that its weight file holds no optimizer.
@@ -190,11 +269,12 @@ def fit(
         averaging: momentum of the moving average of weights that validation judges and that is kept; 0: the weights
             themselves.
         patience: epochs without a higher value than this training's highest after which it ends.
-        save: writes the model's weights and returns where.
+        checkpoint: where the state is kept meanwhile.
+        draw: shows how it goes, see `record`; while it trains too.
         start: the monitored value of the model as it comes; weights that are worse are not kept.
 
     Raises:
-        InputError: the loss became NaN or infinite.
+        InputError: the loss or a weight became NaN or infinite, or the checkpoint is not of this training.
     """
     monitor = f"val_{monitor}" if validation else monitor
     trainer = keras.Model(model.inputs, model.outputs)
@@ -202,24 +282,45 @@ def fit(
     optimizer = keras.optimizers.Adam(rates, use_ema=averaging > 0, ema_momentum=averaging or None)
     trainer.compile(optimizer, loss=loss, metrics=metrics)
     average = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)] if averaging else []
-    keeper = KeepBest(monitor, start, save)
-    initial = model.get_weights()
-    history = trainer.fit(
-        train,
-        validation_data=validation,
-        epochs=epochs,
-        shuffle=False,  # Batches draws its own order
-        verbose=1 if sys.stdout.isatty() else 2,
-        callbacks=[*average, keeper, keras.callbacks.EarlyStopping(monitor, mode="max", patience=patience)],
-    ).history
-    if keeper.path:
-        model.load_weights(keeper.path)
-    else:
-        model.set_weights(initial)
-        save()
-    log.info("%s: best %s %.4f, after epoch %d of %d", model.name, monitor, keeper.best, keeper.best_epoch, epochs)
-    values = {key: [float(value) for value in values] for key, values in history.items()}
-    return Training(values, keeper.best_epoch, float(keeper.best), keeper.seconds)
+    keeper = Keeper(model, monitor, start, patience, checkpoint, draw)
+    keeper.set_model(trainer)
+    if state := checkpoint.load():
+        trainer.optimizer.build(trainer.trainable_variables)
+        keeper.resume(state)
+        train.skip(len(state.seconds))
+        log.info("%s: goes on after epoch %d, from %s", model.name, len(state.seconds), checkpoint.path)
+    if not (state and state.finished):
+        try:
+            trainer.fit(
+                train,
+                validation_data=validation,
+                epochs=epochs,
+                initial_epoch=len(keeper.seconds),
+                shuffle=False,  # Batches draws its own order
+                verbose=1 if sys.stdout.isatty() else 2,
+                callbacks=[*average, keeper],
+            )
+        except (KeyboardInterrupt, InputError):
+            keeper.save()
+            raise
+    keeper.finish()
+    best = max(keeper.gains) if keeper.best_epoch else start
+    log.info("%s: best %s %.4f, after epoch %d of %d", model.name, monitor, best, keeper.best_epoch, epochs)
+    return Training(keeper.history, keeper.best_epoch, best, keeper.seconds)
+
+
+def record(
+    stem: Path,
+    names: dict[str, str],
+    title: str,
+    history: dict[str, list[float]],
+    seconds: list[float],
+    best_epoch: int,
+) -> None:
+    """Writes {stem}_history.csv, a line for each epoch, and {stem}_curves.png; see `plots.training_curves`."""
+    table = pd.DataFrame({"epoch": range(1, len(seconds) + 1), "seconds": seconds, **history})
+    stages.write_text(stem.with_name(f"{stem.name}_history.csv"), table.to_csv(index=False))
+    plots.training_curves(stem.with_name(f"{stem.name}_curves.png"), names, title, history, best_epoch)
 
 
 def in_batches(

@@ -3,13 +3,19 @@
 import math
 import platform
 import resource
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 from melanoma import augment, segnet, training
+from melanoma.checkpoints import Checkpoint, State
 from melanoma.errors import InputError
 
 import keras
 import numpy as np
+import pipeline
 import pytest
 
 SIZE = 16
@@ -42,22 +48,27 @@ def closeness(truth: keras.KerasTensor, predicted: keras.KerasTensor) -> keras.K
     return -keras.ops.mean(keras.ops.square(truth - predicted), axis=-1)
 
 
+def kept_in(folder: Path, **settings: Any) -> Checkpoint:
+    return Checkpoint(folder / "state.npz", settings)
+
+
+def draw_nothing(*_: Any) -> None:
+    pass
+
+
 def fit_dense(
     model: keras.Model,
     batches: training.Batches,
-    path: Path,
+    folder: Path,
     *,
     epochs: int = 3,
     learning_rate: float = 0.1,
     averaging: float = 0.0,
     start: float = -math.inf,
+    patience: int = 5,
+    draw: training.Draw = draw_nothing,
 ) -> training.Training:
-    """Fits to the batches' targets and keeps the best weights at `path`."""
-
-    def save() -> Path:
-        model.save_weights(path)
-        return path
-
+    """Fits to the batches' targets and keeps its state in a folder."""
     return training.fit(
         model,
         batches,
@@ -68,8 +79,9 @@ def fit_dense(
         epochs=epochs,
         learning_rate=learning_rate,
         averaging=averaging,
-        patience=5,
-        save=save,
+        patience=patience,
+        checkpoint=kept_in(folder, epochs=epochs),
+        draw=draw,
         start=start,
     )
 
@@ -80,6 +92,16 @@ def regression(seed: int | None = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 FIRST_EPOCH = 1  # Keras draws a batch to build the model, and takes that for an epoch
+
+
+class Counted(training.Batches):
+    """Counts the batches that are asked for."""
+
+    batches = 0
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
+        self.batches += 1
+        return super().__getitem__(index)
 
 
 class BrokenFromEpoch2(training.Batches):
@@ -148,12 +170,6 @@ def test_fit_lowers_the_loss_of_segnet_on_eight_images(tmp_path: Path) -> None:
     keras.utils.set_random_seed(0)
     images, masks = lesions(8)
     model = segnet.build(segnet.Design("segnet", SIZE, mean=[80.0] * 3, std=[60.0] * 3), SIZE)
-    path = tmp_path / "segnet.weights.h5"
-
-    def save() -> Path:
-        model.save_weights(path)
-        return path
-
     result = training.fit(
         model,
         training.Batches(images, masks, 4, seed=0),
@@ -165,7 +181,8 @@ def test_fit_lowers_the_loss_of_segnet_on_eight_images(tmp_path: Path) -> None:
         learning_rate=5e-3,
         averaging=0.0,
         patience=10,
-        save=save,
+        checkpoint=kept_in(tmp_path),
+        draw=draw_nothing,
     )
     assert result.history["loss"][-1] < 0.75 * result.history["loss"][0]
     assert result.best == pytest.approx(max(result.history["val_jaccard"]))
@@ -175,7 +192,7 @@ def test_fit_lowers_the_loss_of_segnet_on_eight_images(tmp_path: Path) -> None:
 def test_model_ends_with_the_weights_of_its_best_epoch(tmp_path: Path) -> None:
     inputs, targets = regression()
     model = dense()
-    result = fit_dense(model, training.Batches(inputs, targets, 12), tmp_path / "a.weights.h5", learning_rate=3.0)
+    result = fit_dense(model, training.Batches(inputs, targets, 12), tmp_path, learning_rate=3.0)
     best = -np.mean((model.predict(inputs, verbose=0) - targets) ** 2)
     after_best = result.history["closeness"][result.best_epoch :]
     assert result.best_epoch >= 1
@@ -186,28 +203,178 @@ def test_model_ends_with_the_weights_of_its_best_epoch(tmp_path: Path) -> None:
 def test_weights_that_are_worse_than_the_start_are_not_kept(tmp_path: Path) -> None:
     model = dense()
     before = [value.copy() for value in model.get_weights()]
-    result = fit_dense(model, training.Batches(*regression(), 4), tmp_path / "a.weights.h5", start=0.0)
+    result = fit_dense(model, training.Batches(*regression(), 4), tmp_path, start=0.0)
     assert result.best_epoch == 0 and result.best == 0.0
     assert all(np.array_equal(*pair) for pair in zip(before, model.get_weights(), strict=True))
 
 
 def test_weight_file_holds_no_optimizer(tmp_path: Path) -> None:
-    path = tmp_path / "a.weights.h5"
-    fit_dense(dense(), training.Batches(*regression(), 4), path)
+    model, path = dense(), tmp_path / "a.weights.h5"
+    fit_dense(model, training.Batches(*regression(), 4), tmp_path)
+    model.save_weights(path)
     fresh = dense(seed=1)
     fresh.load_weights(path)
     assert not hasattr(fresh, "optimizer") or fresh.optimizer is None
     assert path.stat().st_size < 40_000
 
 
-def test_loss_of_nan_stops_the_run_and_keeps_the_best_weights(tmp_path: Path) -> None:
-    path = tmp_path / "a.weights.h5"
-    with pytest.raises(InputError, match="nan in epoch 2: try a lower --learning-rate"):
-        fit_dense(dense(), BrokenFromEpoch2(*regression(), 4, seed=0), path)
-    kept = dense(seed=1)
-    kept.load_weights(path)
-    assert all(np.isfinite(value).all() for value in kept.get_weights())
-    assert not np.array_equal(kept.get_weights()[0], dense().get_weights()[0])
+def test_loss_of_nan_stops_the_run_and_keeps_the_last_good_state(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nan in epoch 2: .*lower --learning-rate; the state .*state\.npz"):
+        fit_dense(dense(), BrokenFromEpoch2(*regression(), 4, seed=0), tmp_path)
+    state = kept_in(tmp_path, epochs=3).load()
+    assert state and len(state.seconds) == 1 and not state.finished
+    assert all(np.isfinite(value).all() for value in (*state.variables, *state.best))
+
+
+def test_loss_of_nan_is_seen_within_a_long_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "BATCHES_BETWEEN_LOOKS", 2)
+    inputs, targets = regression()
+    with pytest.raises(InputError, match="nan in epoch 1"):
+        fit_dense(dense(), seen := Counted(inputs, targets * np.float32(np.nan), 1), tmp_path)
+    assert seen.batches < len(seen)
+
+
+def test_weight_of_nan_stops_the_run_though_the_loss_is_a_number(tmp_path: Path) -> None:
+    class Broken(keras.layers.Layer):
+        """Has a weight that becomes NaN and that the loss does not feel."""
+
+        def build(self, shape: tuple[int, ...]) -> None:
+            self.count = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+        def call(self, x: keras.KerasTensor) -> keras.KerasTensor:
+            self.count.assign(math.nan)
+            return x
+
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, Broken()(keras.layers.Dense(2)(inputs)))
+    with pytest.raises(InputError, match="nan in epoch 1"):
+        fit_dense(model, training.Batches(*regression(), 4), tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ interrupted trainings
+
+
+def fit_interrupted(in_epoch: int, *arguments: Any, **more: Any) -> None:
+    """Fits until the second batch of an epoch, where Ctrl-C is pressed."""
+
+    def stop(keeper: training.Keeper, batch: int, logs: dict[str, float] | None = None) -> None:
+        if len(keeper.seconds) == in_epoch - 1 and batch == 1:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.Keeper, "on_train_batch_end", stop)
+        with pytest.raises(KeyboardInterrupt):
+            fit_dense(*arguments, **more)
+
+
+def dropping() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((3,))
+    x = keras.layers.BatchNormalization()(keras.layers.Dense(8)(inputs))
+    return keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Dropout(0.5)(x)), name="dropping")
+
+
+@pytest.mark.parametrize("averaging", [0.0, 0.9])
+def test_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(averaging: float, tmp_path: Path) -> None:
+    data = regression()
+    model, folder = dropping(), tmp_path / "whole"
+    whole = fit_dense(model, training.Batches(*data, 4, seed=3), folder, epochs=6, averaging=averaging)
+    for in_epoch in (1, 4):
+        folder = tmp_path / str(in_epoch)
+        fit_interrupted(in_epoch, dropping(), training.Batches(*data, 4, seed=3), folder, epochs=6, averaging=averaging)
+        again = dropping()
+        result = fit_dense(again, training.Batches(*data, 4, seed=3), folder, epochs=6, averaging=averaging)
+        assert result.history == whole.history and result.best_epoch == whole.best_epoch
+        assert len(result.seconds) == 6
+        assert all(np.array_equal(*pair) for pair in zip(model.get_weights(), again.get_weights(), strict=True))
+
+
+def test_finished_training_is_not_done_again(tmp_path: Path) -> None:
+    model = dropping()
+    first = fit_dense(model, training.Batches(*regression(), 4, seed=3), tmp_path)
+    again = dropping()
+    second = fit_dense(again, batches := Counted(*regression(), 4, seed=3), tmp_path)
+    assert second == first and batches.batches == 0
+    assert all(np.array_equal(*pair) for pair in zip(model.get_weights(), again.get_weights(), strict=True))
+
+
+def test_training_of_other_settings_is_refused(tmp_path: Path) -> None:
+    fit_dense(dense(), training.Batches(*regression(), 4), tmp_path)
+    with pytest.raises(InputError, match=r"epochs 3 then, 4 now.*--restart"):
+        fit_dense(dense(), training.Batches(*regression(), 4), tmp_path, epochs=4)
+
+
+def test_patience_outlives_an_interruption(tmp_path: Path) -> None:
+    """Ever higher rates let the loss rise from epoch to epoch."""
+    data = regression()
+    choices: dict[str, Any] = {"epochs": 100, "learning_rate": 100.0, "patience": 3}
+    whole = fit_dense(dense(), training.Batches(*data, 2, seed=0), tmp_path / "whole", **choices)
+    assert 4 <= len(whole.seconds) < 9
+    fit_interrupted(len(whole.seconds), dense(), training.Batches(*data, 2, seed=0), tmp_path, **choices)
+    result = fit_dense(dense(), training.Batches(*data, 2, seed=0), tmp_path, **choices)
+    assert result.history == whole.history
+
+
+def test_states_and_curves_come_while_it_trains_but_not_all_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    def draw(history: dict[str, list[float]], seconds: list[float], best_epoch: int) -> None:
+        drawn.append(len(seconds))
+
+    fit_dense(dense(), training.Batches(*regression(), 4), tmp_path / "a", epochs=4, draw=draw)
+    assert drawn == [4]
+    monkeypatch.setattr(training, "SECONDS_BETWEEN_LOOKS", 0)
+    fit_dense(dense(), training.Batches(*regression(), 4), tmp_path / "b", epochs=4, draw=draw)
+    assert drawn == [4, 1, 2, 3, 4]
+
+
+def test_damaged_state_is_refused(tmp_path: Path) -> None:
+    checkpoint = kept_in(tmp_path)
+    checkpoint.save(State({}, [], variables=[np.zeros(1000)]))
+    checkpoint.path.write_bytes(checkpoint.path.read_bytes()[:-200])
+    with pytest.raises(InputError, match=r"damaged.*--restart"):
+        checkpoint.load()
+
+
+def test_history_has_a_line_for_each_epoch(tmp_path: Path) -> None:
+    history = {"loss": [0.5, 0.25], "val_loss": [0.75, 0.5]}
+    for epochs in (1, 2):
+        shown = {name: values[:epochs] for name, values in history.items()}
+        training.record(tmp_path / "net", {"loss": "loss"}, "net", shown, [3.0, 2.0][:epochs], 1)
+    assert (tmp_path / "net_history.csv").read_text() == "epoch,seconds,loss,val_loss\n1,3.0,0.5,0.75\n2,2.0,0.25,0.5\n"
+    assert (tmp_path / "net_curves.png").stat().st_size > 1000
+
+
+SAVE_FOR_EVER = """
+import sys
+from pathlib import Path
+import numpy as np
+from melanoma.checkpoints import Checkpoint, State
+checkpoint = Checkpoint(Path(sys.argv[1]), {"seed": 0})
+for count in range(int(sys.argv[2]), 10**9):
+    checkpoint.save(State({"loss": [0.0]}, [float(count)], variables=[np.full((300, 300), count)] * 5))
+    print(count, flush=True)
+"""
+
+
+def test_kill_while_saving_leaves_the_old_or_the_new_state(tmp_path: Path) -> None:
+    path, rng = tmp_path / "state.npz", np.random.default_rng(0)
+    kills, count = 50, 0
+    for _ in range(kills):
+        words = [sys.executable, "-c", SAVE_FOR_EVER, str(path), str(count)]
+        with subprocess.Popen(words, cwd=pipeline.ROOT, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout
+            process.stdout.readline()
+            time.sleep(rng.uniform(0, 0.05))
+            process.kill()
+            said = [count, *map(int, process.stdout.read().split())]
+        state = Checkpoint(path, {"seed": 0}).load()
+        assert state and {int(value) for array in state.variables for value in np.unique(array)} == {state.seconds[0]}
+        count = int(state.seconds[0])
+        assert max(said) <= count <= max(said) + 1
+    assert count > kills
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
@@ -224,8 +391,7 @@ def test_freed_memory_is_kept_for_the_next_step() -> None:
 def test_average_of_the_weights_is_kept_where_asked(tmp_path: Path) -> None:
     plain, averaged = dense(), dense()
     for model, averaging in ((plain, 0.0), (averaged, 0.9)):
-        path = tmp_path / f"{averaging}.weights.h5"
-        fit_dense(model, training.Batches(*regression(), 4, seed=0), path, averaging=averaging)
+        fit_dense(model, training.Batches(*regression(), 4, seed=0), tmp_path / str(averaging), averaging=averaging)
     start = dense().get_weights()[0]
     moved = [abs(model.get_weights()[0] - start).mean() for model in (plain, averaged)]
     assert 0 < moved[1] < 0.9 * moved[0]  # an average lags behind
