@@ -11,7 +11,8 @@ Writes  data/arrays/{train,val}_{backbone}_features.npy     float32 (N, C), the 
         data/arrays/{val,test}_probabilities.npy            float32 (N, 3), calibrated
         data/arrays/train_probabilities.npy                 with --folds: by the networks that have not seen each
         data/checkpoints/                                   states of interrupted trainings, until the script ends
-        graphics/{backbone}_{head,full}{member}_{curves.png,history.csv}  training curves of each phase, their values
+        graphics/{backbone}_{head,full}{member}_curves.png  training curves of each phase
+        graphics/{backbone}_{head,full}{member}_history.csv  their values
 
 Run     python densenet_train.py
 Try     python densenet_train.py --backbone mobilenet --weights none --epochs 1 --limit 30

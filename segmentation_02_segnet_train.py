@@ -6,7 +6,8 @@ Writes  data/weights/segnet{member}.weights.h5                weights of the bes
         data/weights/segnet.json                              the network's design, threshold, training history
         data/arrays/{train,val,test}_predicted.npy            uint8 (N, S, S, 1), {0, 1}
         data/checkpoints/                                     states of interrupted trainings, until the script ends
-        graphics/segnet{member}_{curves.png,history.csv}      training curves of each fold, and their values
+        graphics/segnet{member}_curves.png                    training curves of each fold
+        graphics/segnet{member}_history.csv                   their values
         graphics/segnet_overlays.png                          worst, median and best validation masks
         graphics/segnet_jaccard.png                           Jaccard index against lesion size, and by class
         graphics/segmentation.json                            the challenge's figures of the splits that have masks
