@@ -218,7 +218,7 @@ def measure(way: tuple[str, ...], arguments: argparse.Namespace) -> dict[str, fl
 
 def compare(arguments: argparse.Namespace) -> None:
     """Measures every way in turns and prints medians."""
-    ways = [("train", *way) for way in TRAINED] + [("predict", *way) for way in PREDICTED]
+    ways: list[tuple[str, ...]] = [("train", *way) for way in TRAINED] + [("predict", *way) for way in PREDICTED]
     ways = [way for way in ways if not arguments.only or arguments.only in " ".join(way)]
     found: dict[tuple[str, ...], list[dict[str, float]]] = {way: [] for way in ways}
     for turn in range(arguments.rounds):
