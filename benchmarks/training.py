@@ -78,6 +78,9 @@ def train_keras(network: str, precision: str, steps: int, kept: bool) -> dict[st
 
     keras.config.set_dtype_policy(POLICIES[precision])
     masks, count = network == "segnet", BATCH * steps
+    loss: Any
+    metric: Any
+    targets: np.ndarray
     if masks:
         design = segnet.Design(network, 192, mean=[128.0] * 3, std=[60.0] * 3)
         model, loss, metric = segnet.build(design, SIZE), segnet.dice_cross_entropy, segnet.jaccard
@@ -111,7 +114,7 @@ def train_keras(network: str, precision: str, steps: int, kept: bool) -> dict[st
             None,
             loss=loss,
             metrics=[metric],
-            monitor=metric.__name__ if masks else metric.name,
+            monitor="jaccard" if masks else "auc",
             epochs=1 + EPOCHS,
             learning_rate=1e-4,
             averaging=0.0,
