@@ -85,8 +85,9 @@ FILES = {
     "thresholds": File("weights/thresholds.json", EVALUATION, ()),
 }
 
-# Settings that no training depends on: where things lie, and what is done with the network afterwards.
-OF_NO_TRAINING = ("data", "graphics", "weights", "restart", "turns", "clean", "threshold")
+# Settings that no training depends on: where things lie, what is done with the network afterwards, and what computed
+# the features, for these are among the arrays.
+OF_NO_TRAINING = ("data", "graphics", "weights", "restart", "turns", "clean", "threshold", "inference")
 
 MEMBER_NAME = re.compile(r"(_fold\d+)?(_seed\d+)?")  # what {member} may be, see `folds.members`
 
