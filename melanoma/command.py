@@ -95,7 +95,9 @@ def training_flags(
 ) -> None:
     """Adds the flags of the scripts that train; `note` says what a default of None stands for."""
     flags.add_argument("--epochs", type=positive_int, default=epochs, help="at most this many" + note)
-    flags.add_argument("--batch-size", type=positive_int, default=batch_size, help="images per step")
+    flags.add_argument(
+        "--batch-size", type=positive_int, default=batch_size, help="images per step, on all devices together"
+    )
     flags.add_argument("--learning-rate", type=positive_float, default=learning_rate, help="the highest" + note)
     flags.add_argument(
         "--averaging", type=share, default=averaging, help="momentum of the moving average of the weights; 0: none"
@@ -105,6 +107,11 @@ def training_flags(
         choices=("float32", "mixed_bfloat16", "mixed_float16"),
         default="float32",
         help="of the computation; weights and results stay float32",
+    )
+    flags.add_argument(
+        "--distribute",
+        action="store_true",
+        help="train on all GPUs of this machine, or on those of several (README, On several GPUs or machines)",
     )
 
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from melanoma import augment, command
+from melanoma import augment, command, distribution
 from melanoma.command import log
 from melanoma.errors import InputError
 
@@ -97,7 +97,11 @@ class Batches(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
         """One batch of inputs and targets, and loss weights where there are some."""
         first = index * self.batch_size
-        rows = self.order[first : first + self.batch_size]
+        return self.part(first, min(first + self.batch_size, len(self.order)))
+
+    def part(self, first: int, end: int) -> tuple[np.ndarray, ...]:
+        """The same of the rows from place `first` to before `end` in the epoch's order."""
+        rows = self.order[first:end]
         inputs, targets = np.array(self.inputs[rows]), np.array(self.targets[rows])
         if self.vary:
             for place, row in enumerate(rows):
@@ -175,6 +179,7 @@ def fit(
     patience: int,
     save: Callable[[], Path],
     start: float = -math.inf,
+    devices: distribution.Devices = distribution.ONE,
 ) -> Training:
     """Trains with Adam and the rates of `schedule`; the model ends with its best epoch's weights.
 
@@ -192,31 +197,39 @@ def fit(
         patience: epochs without a higher value than this training's highest after which it ends.
         save: writes the model's weights and returns where.
         start: the monitored value of the model as it comes; weights that are worse are not kept.
+        devices: that train; where they are those of several processes, all end with the same weights, and the first
+            alone saves them.
 
     Raises:
         InputError: the loss became NaN or infinite.
     """
     monitor = f"val_{monitor}" if validation else monitor
-    trainer = keras.Model(model.inputs, model.outputs)
     rates = schedule(learning_rate, epochs * len(train))
-    optimizer = keras.optimizers.Adam(rates, use_ema=averaging > 0, ema_momentum=averaging or None)
-    trainer.compile(optimizer, loss=loss, metrics=metrics)
-    average = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)] if averaging else []
-    keeper = KeepBest(monitor, start, save)
     initial = model.get_weights()
-    history = trainer.fit(
-        train,
-        validation_data=validation,
-        epochs=epochs,
-        shuffle=False,  # Batches draws its own order
-        verbose=1 if sys.stdout.isatty() else 2,
-        callbacks=[*average, keeper, keras.callbacks.EarlyStopping(monitor, mode="max", patience=patience)],
-    ).history
+    keeper = KeepBest(monitor, start, save if devices.leads else lambda: None)
+    with devices.trainer(model, train, validation) as (trainer, own_train, own_validation, bring_back):
+        optimizer = keras.optimizers.Adam(rates, use_ema=averaging > 0, ema_momentum=averaging or None)
+        trainer.compile(optimizer, loss=loss, metrics=metrics)
+        average = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)] if averaging else []
+        history = trainer.fit(
+            own_train,
+            validation_data=own_validation,
+            epochs=epochs,
+            shuffle=False,  # Batches draws its own order
+            verbose=(1 if sys.stdout.isatty() else 2) if devices.leads else 0,
+            callbacks=[
+                *average,
+                *bring_back,
+                keeper,
+                keras.callbacks.EarlyStopping(monitor, mode="max", patience=patience),
+            ],
+        ).history
     if keeper.path:
         model.load_weights(keeper.path)
-    else:
+    elif devices.leads:
         model.set_weights(initial)
         save()
+    devices.agree(model)
     log.info("%s: best %s %.4f, after epoch %d of %d", model.name, monitor, keeper.best, keeper.best_epoch, epochs)
     values = {key: [float(value) for value in values] for key, values in history.items()}
     return Training(values, keeper.best_epoch, float(keeper.best), keeper.seconds)

@@ -1,0 +1,430 @@
+"""Training on several devices: the GPUs of one machine, or processes on several machines.
+
+TensorFlow: `tf.distribute.MirroredStrategy`, one machine alone, for Keras' `fit` fails under its strategy of several.
+JAX: `keras.distribution.DataParallel` over all devices of all processes, which find each other by the variables of
+`keras.distribution.initialize`, KERAS_DISTRIBUTION_JOB_ADDRESSES, _NUM_PROCESSES and _PROCESS_ID.
+
+A step's rows are shared among the devices, and give the loss, the gradients and the statistics of batch normalisation
+that they give together; the order of summing alone is another. Process 0 leads: it alone writes, and it goes on alone
+when training is over.
+
+Processes keep a connection of their own with process 0. JAX does notice that one is gone, but by ending the others
+from native code, after a minute or more, or at once with pages of its inner workings.
+"""
+
+import contextlib
+import math
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from melanoma.errors import InputError
+
+import keras
+import numpy as np
+
+if TYPE_CHECKING:
+    from melanoma.training import Batches
+
+PREFIX = "KERAS_DISTRIBUTION_"
+PATIENCE = 300  # seconds to wait for the others to start, as JAX does
+SILENCE = 30  # seconds after which a machine that does not answer is given up
+EXAMPLES = ", as in README, On several GPUs or machines"
+BYE, GO, READY = b"bye\n", b"go\n", b"ready\n"
+
+
+# ------------------------------------------------------------------------------------------------- who is still there
+
+
+def keep_alive(connection: socket.socket) -> None:
+    """Lets the system notice within SILENCE that the machine at the other end is gone."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", SILENCE // 3), ("TCP_KEEPINTVL", SILENCE // 6), ("TCP_KEEPCNT", 4)):
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+class Peers:
+    """The other processes of a training, as one of them sees them: process 0 sees all, the others see process 0."""
+
+    def __init__(self, host: str, port: int, process: int, processes: int) -> None:
+        """Connects.
+
+        Args:
+            host: of process 0.
+            port: where it listens for the others.
+            process: number of this one, from 0.
+            processes: how many there are.
+
+        Raises:
+            InputError: the others do not come within PATIENCE.
+        """
+        self.process, self.processes = process, processes
+        self.arrived = threading.Semaphore(0)
+        self.over = False
+        self.connections: dict[int, socket.socket] = {}
+        try:
+            if process == 0:
+                self._gather(port)
+            else:
+                self._join(host, port)
+        except OSError as error:
+            raise InputError(f"--distribute: process {process} does not reach {host}:{port} ({error})") from None
+        for number, connection in self.connections.items():
+            keep_alive(connection)
+            threading.Thread(target=self._watch, args=(number, connection), daemon=True).start()
+
+    def _gather(self, port: int) -> None:
+        deadline = time.monotonic() + PATIENCE
+        with socket.create_server(("", port)) as server:
+            while len(self.connections) < self.processes - 1:
+                server.settimeout(max(0.1, deadline - time.monotonic()))
+                connection, _ = server.accept()
+                connection.settimeout(SILENCE)
+                number = int.from_bytes(connection.recv(4), "big")
+                connection.settimeout(None)
+                self.connections[number] = connection
+
+    def _join(self, host: str, port: int) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                connection = socket.create_connection((host, port), timeout=SILENCE)
+                break
+            except OSError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+        connection.settimeout(None)
+        connection.sendall(self.process.to_bytes(4, "big"))
+        self.connections[0] = connection
+
+    def _watch(self, number: int, connection: socket.socket) -> None:
+        with contextlib.suppress(OSError), connection.makefile("rb") as lines:
+            for line in lines:
+                if line == BYE:
+                    return
+                if line in (GO, READY):
+                    self.arrived.release()
+                else:
+                    self._give_up(line.decode().strip())
+        if not self.over:
+            self._give_up(f"process {number} of {self.processes}")
+
+    def _give_up(self, who: str) -> None:
+        """Ends this process at once: the main thread may wait for ever in the middle of a step."""
+        self.over = True
+        for connection in self.connections.values():
+            with contextlib.suppress(OSError):
+                connection.sendall(f"{who}\n".encode())
+        sys.stdout.flush()
+        message = (
+            f"{os.path.basename(sys.argv[0])}: {who} has ended or cannot be reached any more, so process "  # noqa: PTH119
+            f"{self.process} stops too.\nStart the same command on all of them again: it goes on from the last "
+            "checkpoint."
+        )
+        print(message, file=sys.stderr, flush=True)
+        os._exit(InputError.exit_code)
+
+    def wait(self) -> None:
+        """Returns when all processes have come here."""
+        for connection in self.connections.values() if self.process else ():
+            connection.sendall(READY)
+        for _ in self.connections:
+            self.arrived.acquire()
+        for connection in self.connections.values() if not self.process else ():
+            connection.sendall(GO)
+
+    def leave(self) -> None:
+        """Tells the others that this one ends as it should."""
+        self.over = True
+        for connection in self.connections.values():
+            with contextlib.suppress(OSError):
+                connection.sendall(BYE)
+
+
+# ------------------------------------------------------------------------------------------------------------ one device
+
+
+class Devices:
+    """What trains: here, the one device that Keras takes by itself. The others are made of this."""
+
+    process = 0  # number of this one, from 0
+    replicas = 1  # devices among which the rows of a step are shared, of all processes together
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes, reports, and goes on after training."""
+        return self.process == 0
+
+    def wait(self) -> None:
+        """Returns when all processes have come here."""
+
+    def agree(self, model: keras.Model) -> None:
+        """Gives a model the weights that process 0 has."""
+
+    @contextlib.contextmanager
+    def trainer(
+        self, model: keras.Model, train: "Batches", validation: "Batches | None"
+    ) -> Iterator[tuple[keras.Model, Any, Any, list[keras.callbacks.Callback]]]:
+        """A model to compile and fit here, and the batches to fit it to.
+
+        Yields:
+            The model to fit; training and validation batches for it; callbacks that come before any that reads the
+            weights of `model`. Variables of it and of its optimizer take NumPy arrays, the same in all processes, and
+            give them.
+        """
+        yield keras.Model(model.inputs, model.outputs), train, validation, []
+
+
+ONE = Devices()
+
+
+def copy(source: keras.Model, target: keras.Model) -> None:
+    """Copies all variables, states of random generators among them, to a model of the same structure."""
+    for one, other in zip(source.variables, target.variables, strict=True):
+        other.assign(keras.ops.convert_to_numpy(one))
+
+
+class BringBack(keras.callbacks.Callback):
+    """Copies what is trained into the model that is kept, after every epoch."""
+
+    def __init__(self, kept: keras.Model) -> None:
+        """Takes the model."""
+        super().__init__()
+        self.kept = kept
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Copies."""
+        copy(self.model, self.kept)
+
+
+# ------------------------------------------------------------------------------------------------------------ TensorFlow
+
+
+class MirroredModel(keras.Model):
+    """Trains alike however the rows of a step are shared among the replicas, some of which may get none."""
+
+    def compute_loss(self, x: Any = None, *arguments: Any, training: bool = True, **more: Any) -> Any:
+        """The replica's mean, as Keras reports it, with the gradient of its share of the mean of all.
+
+        Keras takes the mean of the replicas' means, which is another where their rows differ in number.
+        """
+        import tensorflow as tf
+
+        loss = super().compute_loss(x, *arguments, training=training, **more)
+        context = tf.distribute.get_replica_context()
+        if not training or context is None:
+            return loss
+        rows = tf.cast(tf.shape(x)[0], loss.dtype)
+        total = context.all_reduce(tf.distribute.ReduceOp.SUM, rows)
+        share = loss * rows * context.num_replicas_in_sync / total
+        return share + tf.stop_gradient(loss - share)
+
+
+def flat(model: keras.Model) -> Iterator[keras.Layer]:
+    """The layers of a model and of the models in it."""
+    for layer in model.layers:
+        yield from flat(layer) if isinstance(layer, keras.Model) else (layer,)
+
+
+class Mirrored(Devices):
+    """The GPUs of this machine, by `tf.distribute.MirroredStrategy`."""
+
+    def __init__(self) -> None:
+        """Takes all that TensorFlow sees."""
+        import tensorflow as tf
+
+        found = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        self.strategy = tf.distribute.MirroredStrategy([device.name for device in found])
+        self.replicas = self.strategy.num_replicas_in_sync
+
+    @contextlib.contextmanager
+    def trainer(
+        self, model: keras.Model, train: "Batches", validation: "Batches | None"
+    ) -> Iterator[tuple[keras.Model, Any, Any, list[keras.callbacks.Callback]]]:
+        """See `Devices.trainer`."""
+        with self.strategy.scope():
+            clone = keras.models.clone_model(model)
+            for layer in flat(clone):
+                if isinstance(layer, keras.layers.BatchNormalization):
+                    layer.synchronized = True  # statistics of all rows of the step
+            copy(model, clone)
+            yield MirroredModel(clone.inputs, clone.outputs), train, validation, [BringBack(model)]
+
+
+# ------------------------------------------------------------------------------------------------------------------- JAX
+
+
+class Share(keras.utils.PyDataset):
+    """What one process feeds its devices: its part of each batch, filled up with rows that `ShardedModel` cuts off.
+
+    JAX wants as many rows for each device. The batches are of two lengths, as before: `batch_size`, and that of the
+    last one, where it is smaller, filled up to the next multiple of the replicas that is not `batch_size`.
+    """
+
+    def __init__(self, batches: "Batches", devices: "Sharded") -> None:
+        """Takes the batches that all devices together work on."""
+        super().__init__(batches.workers, use_multiprocessing=False, max_queue_size=batches.max_queue_size)
+        self.batches, self.devices = batches, devices
+        self.last = len(batches.rows) % batches.batch_size
+        filled = math.ceil(self.last / devices.replicas) * devices.replicas
+        self.last_filled = filled + devices.replicas if filled == batches.batch_size else filled
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return len(self.batches)
+
+    def on_epoch_end(self) -> None:
+        """Draws the order of the next epoch."""
+        self.batches.on_epoch_end()
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
+        """The part of a batch that this process feeds."""
+        start = index * self.batches.batch_size
+        end = min(start + self.batches.batch_size, len(self.batches.rows))
+        length = self.batches.batch_size if end - start == self.batches.batch_size else self.last_filled
+        own = length // self.devices.processes
+        first = min(start + self.devices.process * own, end)
+        part = self.batches.part(first, min(first + own, end))
+        return tuple(np.concatenate([one, np.zeros((own - len(one), *one.shape[1:]), one.dtype)]) for one in part)
+
+
+class ShardedModel(keras.Model):
+    """Sees the true rows of each batch alone, shared among the devices as far as they go."""
+
+    def share(self, train: Share, validation: Share | None, rows: Any) -> "ShardedModel":
+        """Notes what the batches are like, and the JAX sharding of `rows`."""
+        self.of_step, self.rows = {"train": train, "test": validation}, rows
+        return self
+
+    def _true(self, data: Any, share: Share | None) -> Any:
+        import jax
+
+        assert share
+        if len(data[0]) == share.batches.batch_size:
+            return data
+        return tuple(jax.lax.with_sharding_constraint(one[: share.last], self.rows) for one in data)
+
+    def train_step(self, state: Any, data: Any) -> Any:
+        """Keras' own on the true rows."""
+        return super().train_step(state, self._true(data, self.of_step["train"]))
+
+    def test_step(self, state: Any, data: Any) -> Any:
+        """Keras' own on the true rows."""
+        return super().test_step(state, self._true(data, self.of_step["test"]))
+
+
+class Sharded(Devices):
+    """All devices of one or more processes, by `keras.distribution` on JAX."""
+
+    def __init__(self, peers: Peers | None) -> None:
+        """Takes the devices of this process, and of the others, where there are some."""
+        self.peers = peers
+        self.process, self.processes = (peers.process, peers.processes) if peers else (0, 1)
+        self.distribution = keras.distribution.DataParallel(auto_shard_dataset=False)
+        self.replicas = self.distribution.device_mesh.devices.size
+
+    def wait(self) -> None:
+        """Returns when all processes have come here."""
+        if self.peers:
+            self.peers.wait()
+
+    def agree(self, model: keras.Model) -> None:
+        """Gives a model the weights that process 0 has."""
+        if self.peers:
+            from jax.experimental import multihost_utils
+
+            self.wait()  # none waits in a collective operation for one that is at something long
+            model.set_weights([np.asarray(one) for one in multihost_utils.broadcast_one_to_all(model.get_weights())])
+
+    @contextlib.contextmanager
+    def trainer(
+        self, model: keras.Model, train: "Batches", validation: "Batches | None"
+    ) -> Iterator[tuple[keras.Model, Any, Any, list[keras.callbacks.Callback]]]:
+        """See `Devices.trainer`.
+
+        Raises:
+            InputError: the rows of a batch cannot be shared evenly.
+        """
+        if train.batch_size % self.replicas:
+            raise InputError(f"--batch-size {train.batch_size} is not a multiple of {self.replicas}, the devices")
+        self.agree(model)
+        rows = self.distribution.get_data_layout((train.batch_size,)).backend_layout
+        shares = [batches and Share(batches, self) for batches in (train, validation)]
+        with self.distribution.scope():
+            clone = keras.models.clone_model(model)
+            copy(model, clone)
+            trainer = ShardedModel(clone.inputs, clone.outputs).share(*shares, rows)
+            yield trainer, *shares, [BringBack(model)]
+
+
+# ----------------------------------------------------------------------------------------------------------------- which
+
+
+def setting(name: str) -> str:
+    """One of Keras' environment variables.
+
+    Raises:
+        InputError: it is missing.
+    """
+    try:
+        return os.environ[PREFIX + name]
+    except KeyError:
+        raise InputError(f"--distribute: {PREFIX}{name} is not set{EXAMPLES}") from None
+
+
+@contextlib.contextmanager
+def devices(distribute: bool) -> Iterator[Devices]:
+    """The devices of a training; before JAX is used for anything else. At the end the processes part.
+
+    Args:
+        distribute: whether to use all GPUs of this machine, and of those that Keras' environment variables name; on
+            JAX without GPUs, all CPU devices. Otherwise one.
+
+    Raises:
+        InputError: the backend cannot, or the others do not come.
+    """
+    if not distribute:
+        yield ONE
+        return
+    backend, processes = keras.backend.backend(), int(os.environ.get(f"{PREFIX}NUM_PROCESSES", "1"))
+    if backend not in ("tensorflow", "jax"):
+        raise InputError(f"--distribute works on TensorFlow and JAX, not on {backend}: set KERAS_BACKEND=jax")
+    if backend == "tensorflow":
+        if processes > 1:
+            raise InputError("--distribute: several machines work on JAX alone: set KERAS_BACKEND=jax")
+        yield Mirrored()
+        return
+    if processes == 1:
+        yield Sharded(None)
+        return
+    with together(processes) as peers:
+        yield Sharded(peers)
+
+
+@contextlib.contextmanager
+def together(processes: int) -> Iterator[Peers]:
+    """Joins the processes that Keras' environment variables name, and parts them."""
+    import jax
+
+    process = int(setting("PROCESS_ID"))
+    host, _, port = setting("JOB_ADDRESSES").split(",")[0].rpartition(":")
+    peers = Peers(host, int(port) + 1, process, processes)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    keras.distribution.initialize()
+    try:
+        yield peers
+        peers.wait()
+    except InputError:
+        raise
+    except Exception:
+        if not peers.over:
+            time.sleep(2 * SILENCE)  # it is the end of another process, most likely: `Peers` is about to say so
+        raise
+    jax.distributed.shutdown()
+    peers.leave()
