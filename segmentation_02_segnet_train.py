@@ -25,6 +25,7 @@ from typing import Any
 from melanoma import (
     backbones,
     command,
+    distribution,
     folds,
     isic,
     masks,
@@ -54,7 +55,7 @@ OVERLAYS, JACCARD = "segnet_overlays.png", "segnet_jaccard.png"
 # What --pretrained leaves no use for.
 OF_TRAINING = (
     *("network", "network_size", "backbone", "weights", "scaling", "loss", "folds"),
-    *("epochs", "learning_rate", "averaging"),
+    *("epochs", "learning_rate", "averaging", "distribute"),
 )
 
 
@@ -108,7 +109,12 @@ def design_of(store: stages.Store, arguments: argparse.Namespace) -> segnet.Desi
 
 
 def train(
-    store: stages.Store, arguments: argparse.Namespace, design: segnet.Design, rows: np.ndarray, member: folds.Member
+    store: stages.Store,
+    arguments: argparse.Namespace,
+    devices: distribution.Devices,
+    design: segnet.Design,
+    rows: np.ndarray,
+    member: folds.Member,
 ) -> tuple[keras.Model, training.Training]:
     """Trains on some rows of train, chooses the best epoch on validation, saves weights and curves.
 
@@ -137,19 +143,25 @@ def train(
         averaging=arguments.averaging,
         patience=PATIENCE,
         save=partial(store.save_weights, "segnet_weights", model, member=member.name),
+        devices=devices,
     )
-    plots.training_curves(
-        arguments.graphics / f"segnet{member.name}_curves.png",
-        result.history,
-        result.best_epoch,
-        {"loss": f"loss, {arguments.loss.replace('_', ' ')}", "jaccard": "mean Jaccard"},
-        f"{design.network}{member.name.replace('_', ', ')}",
-    )
+    if devices.leads:
+        plots.training_curves(
+            arguments.graphics / f"segnet{member.name}_curves.png",
+            result.history,
+            result.best_epoch,
+            {"loss": f"loss, {arguments.loss.replace('_', ' ')}", "jaccard": "mean Jaccard"},
+            f"{design.network}{member.name.replace('_', ', ')}",
+        )
     return model, result
 
 
 def train_all(
-    store: stages.Store, arguments: argparse.Namespace, members: list[folds.Member], fold_of_row: np.ndarray
+    store: stages.Store,
+    arguments: argparse.Namespace,
+    devices: distribution.Devices,
+    members: list[folds.Member],
+    fold_of_row: np.ndarray,
 ) -> tuple[list[keras.Model], dict[str, Any]]:
     """Trains a network for every fold; returns them and what to note of them."""
     design = design_of(store, arguments)
@@ -158,11 +170,9 @@ def train_all(
     notes: list[dict[str, Any]] = []
     for member in members:
         rows = np.flatnonzero(learnable & (fold_of_row != member.fold))
-        model, result = train(store, arguments, design, rows, member)
+        model, result = train(store, arguments, devices, design, rows, member)
         models.append(model)
         notes.append({"best_epoch": result.best_epoch, "history": result.history, "seconds": result.seconds})
-    for gone in store.keep_members("segnet_weights", [member.name for member in members]):
-        (arguments.graphics / f"segnet{gone}_curves.png").unlink(missing_ok=True)
     seconds = statistics.median(second for note in notes for second in note["seconds"])
     cost = {"weights": models[0].count_params(), "seconds_per_epoch": seconds}
     return models, {"design": asdict(design), "training": notes, "cost": cost}
@@ -273,7 +283,12 @@ def main(arguments: argparse.Namespace) -> None:
         members = folds.members(arguments.folds, 1, arguments.seed)
         fold_of_row = folds.assign(store.load("ids", split="train").tolist(), arguments.folds, arguments.seed)
         own = folds.own(members, fold_of_row)
-        models, facts = train_all(store, arguments, members, fold_of_row)
+        with distribution.devices(arguments.distribute) as devices:
+            models, facts = train_all(store, arguments, devices, members, fold_of_row)
+        if not devices.leads:
+            return
+        for gone in store.keep_members("segnet_weights", [member.name for member in members]):
+            (arguments.graphics / f"segnet{gone}_curves.png").unlink(missing_ok=True)
         threshold, found = choose_threshold(store, arguments, models)
         facts |= found
     if arguments.threshold is not None:

@@ -152,6 +152,19 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
+def complaint(error: BaseException) -> tuple[str, int] | None:
+    """What to say of an error that the user can mend, and the exit code; None: it is another."""
+    if isinstance(error, InputError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return f"{error.filename or 'writing'}: {error.strerror}", InputError.exit_code
+    if isinstance(error, MemoryError):
+        return "not enough memory for these settings", InputError.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 130
+    return None
+
+
 def run(flags: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None]) -> None:
     """Parses the command line, runs `main`, and exits.
 
@@ -162,18 +175,9 @@ def run(flags: argparse.ArgumentParser, main: Callable[[argparse.Namespace], Non
     start = time.perf_counter()
     try:
         main(flags.parse_args())
-    except InputError as error:
-        print(f"{flags.prog}: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
+    except BaseException as error:
+        if not (found := complaint(error)):
             raise
-        print(f"{flags.prog}: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
-        sys.exit(InputError.exit_code)
-    except MemoryError:
-        print(f"{flags.prog}: not enough memory for these settings", file=sys.stderr)
-        sys.exit(InputError.exit_code)
-    except KeyboardInterrupt:
-        print(f"{flags.prog}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        print(f"{flags.prog}: {found[0]}", file=sys.stderr)
+        sys.exit(found[1])
     log.info("done in %.0f s, peak memory %.2f GiB", time.perf_counter() - start, peak_memory())

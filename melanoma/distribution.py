@@ -13,15 +13,19 @@ from native code, after a minute or more, or at once with pages of its inner wor
 """
 
 import contextlib
+import logging
 import math
 import os
 import socket
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from melanoma import command
 from melanoma.errors import InputError
 
 import keras
@@ -33,11 +37,12 @@ if TYPE_CHECKING:
 PREFIX = "KERAS_DISTRIBUTION_"
 PATIENCE = 300  # seconds to wait for the others to start, as JAX does
 SILENCE = 30  # seconds after which a machine that does not answer is given up
+NOTICE = 5  # seconds within which the end of a process is seen, while its machine is there
 EXAMPLES = ", as in README, On several GPUs or machines"
 BYE, GO, READY = b"bye\n", b"go\n", b"ready\n"
 
 
-# ------------------------------------------------------------------------------------------------- who is still there
+# ------------------------------------------------------------------------------------------------ who is still there
 
 
 def keep_alive(connection: socket.socket) -> None:
@@ -65,7 +70,7 @@ class Peers:
         """
         self.process, self.processes = process, processes
         self.arrived = threading.Semaphore(0)
-        self.over = False
+        self.over = threading.Lock()  # held by whoever ends this process, or parts with the others
         self.connections: dict[int, socket.socket] = {}
         try:
             if process == 0:
@@ -111,24 +116,32 @@ class Peers:
                 if line in (GO, READY):
                     self.arrived.release()
                 else:
-                    self._give_up(line.decode().strip())
-        if not self.over:
-            self._give_up(f"process {number} of {self.processes}")
+                    self._stop_too(line.decode().strip())
+        self._stop_too(f"process {number} of {self.processes} has ended or cannot be reached any more")
 
-    def _give_up(self, who: str) -> None:
-        """Ends this process at once: the main thread may wait for ever in the middle of a step."""
-        self.over = True
+    def _stop_too(self, reason: str) -> None:
+        if self.over.acquire(blocking=False):
+            advice = "Start the same command on all of them again: it goes on from the last checkpoint."
+            self._end(reason, f"{reason}\nSo process {self.process} stops too. {advice}", InputError.exit_code)
+
+    def _end(self, reason: str, message: str, code: int) -> None:
+        """Ends this process at once: its main thread may wait for ever in the middle of a step, or in JAX's own end."""
         for connection in self.connections.values():
             with contextlib.suppress(OSError):
-                connection.sendall(f"{who}\n".encode())
+                connection.sendall(f"{' '.join(reason.split())}\n".encode())
         sys.stdout.flush()
-        message = (
-            f"{os.path.basename(sys.argv[0])}: {who} has ended or cannot be reached any more, so process "  # noqa: PTH119
-            f"{self.process} stops too.\nStart the same command on all of them again: it goes on from the last "
-            "checkpoint."
-        )
-        print(message, file=sys.stderr, flush=True)
-        os._exit(InputError.exit_code)
+        print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
+        os._exit(code)
+
+    def fail(self, error: BaseException) -> None:
+        """Ends this process for an error, and the others with it."""
+        complaint = command.complaint(error)
+        if not complaint:
+            time.sleep(NOTICE)  # an error of JAX because another is gone: `_watch` is about to say so
+        with self.over:
+            message, code = complaint or ("".join(traceback.format_exception(error)), 1)
+            reason = f"process {self.process} of {self.processes} has ended: {complaint[0] if complaint else error!r}"
+            self._end(reason, message, code)
 
     def wait(self) -> None:
         """Returns when all processes have come here."""
@@ -141,13 +154,13 @@ class Peers:
 
     def leave(self) -> None:
         """Tells the others that this one ends as it should."""
-        self.over = True
+        self.over.acquire()
         for connection in self.connections.values():
             with contextlib.suppress(OSError):
                 connection.sendall(BYE)
 
 
-# ------------------------------------------------------------------------------------------------------------ one device
+# ----------------------------------------------------------------------------------------------------------- one device
 
 
 class Devices:
@@ -203,7 +216,7 @@ class BringBack(keras.callbacks.Callback):
         copy(self.model, self.kept)
 
 
-# ------------------------------------------------------------------------------------------------------------ TensorFlow
+# ----------------------------------------------------------------------------------------------------------- TensorFlow
 
 
 class MirroredModel(keras.Model):
@@ -257,7 +270,7 @@ class Mirrored(Devices):
             yield MirroredModel(clone.inputs, clone.outputs), train, validation, [BringBack(model)]
 
 
-# ------------------------------------------------------------------------------------------------------------------- JAX
+# ------------------------------------------------------------------------------------------------------------------ JAX
 
 
 class Share(keras.utils.PyDataset):
@@ -355,15 +368,15 @@ class Sharded(Devices):
             raise InputError(f"--batch-size {train.batch_size} is not a multiple of {self.replicas}, the devices")
         self.agree(model)
         rows = self.distribution.get_data_layout((train.batch_size,)).backend_layout
-        shares = [batches and Share(batches, self) for batches in (train, validation)]
+        own_train, own_validation = Share(train, self), Share(validation, self) if validation else None
         with self.distribution.scope():
             clone = keras.models.clone_model(model)
             copy(model, clone)
-            trainer = ShardedModel(clone.inputs, clone.outputs).share(*shares, rows)
-            yield trainer, *shares, [BringBack(model)]
+            trainer = ShardedModel(clone.inputs, clone.outputs).share(own_train, own_validation, rows)
+            yield trainer, own_train, own_validation, [BringBack(model)]
 
 
-# ----------------------------------------------------------------------------------------------------------------- which
+# ---------------------------------------------------------------------------------------------------------------- which
 
 
 def setting(name: str) -> str:
@@ -404,6 +417,8 @@ def devices(distribute: bool) -> Iterator[Devices]:
         yield Sharded(None)
         return
     with together(processes) as peers:
+        if peers.process:
+            command.log.setLevel(logging.WARNING)
         yield Sharded(peers)
 
 
@@ -420,11 +435,7 @@ def together(processes: int) -> Iterator[Peers]:
     try:
         yield peers
         peers.wait()
-    except InputError:
-        raise
-    except Exception:
-        if not peers.over:
-            time.sleep(2 * SILENCE)  # it is the end of another process, most likely: `Peers` is about to say so
-        raise
+    except BaseException as error:
+        peers.fail(error)
     jax.distributed.shutdown()
     peers.leave()

@@ -121,7 +121,7 @@ class KeepBest(keras.callbacks.Callback):
     Notes the seconds that each epoch takes, validation included.
     """
 
-    def __init__(self, monitor: str, start: float, save: Callable[[], Path]) -> None:
+    def __init__(self, monitor: str, start: float, save: Callable[[], Path | None]) -> None:
         """Takes the key of the monitored value, its value before the first epoch, and what saves the weights."""
         super().__init__()
         self.monitor, self.best, self.save = monitor, start, save
