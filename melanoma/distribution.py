@@ -53,6 +53,28 @@ def keep_alive(connection: socket.socket) -> None:
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
+def patiently_connect(host: str, port: int) -> socket.socket:
+    """A connection to a process that may be about to start."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            connection = socket.create_connection((host, port), timeout=SILENCE)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+        else:
+            connection.settimeout(None)
+            return connection
+
+
+def pump(source: socket.socket, target: socket.socket) -> None:
+    """Passes on what comes, but not the end of it."""
+    with contextlib.suppress(OSError):
+        while content := source.recv(1 << 16):
+            target.sendall(content)
+
+
 class Peers:
     """The other processes of a training, as one of them sees them: process 0 sees all, the others see process 0."""
 
@@ -95,18 +117,28 @@ class Peers:
                 self.connections[number] = connection
 
     def _join(self, host: str, port: int) -> None:
-        deadline = time.monotonic() + PATIENCE
-        while True:
-            try:
-                connection = socket.create_connection((host, port), timeout=SILENCE)
-                break
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.2)
-        connection.settimeout(None)
+        connection = patiently_connect(host, port)
         connection.sendall(self.process.to_bytes(4, "big"))
         self.connections[0] = connection
+
+    def coordinator(self, host: str, port: int) -> str:
+        """Where JAX in this process finds its coordinator, which is in process 0.
+
+        The others find it through this one: JAX aborts with a page of native code in the moment that a connection to
+        the coordinator is closed, and has no way to be told otherwise. So when process 0 ends, JAX is not told.
+        """
+        if not self.process:
+            return f"{host}:{port}"
+        server = socket.create_server(("127.0.0.1", 0))
+        threading.Thread(target=self._forward, args=(server, host, port), daemon=True).start()
+        return f"127.0.0.1:{server.getsockname()[1]}"
+
+    def _forward(self, server: socket.socket, host: str, port: int) -> None:
+        while True:
+            near, _ = server.accept()
+            far = patiently_connect(host, port)
+            for source, target in ((near, far), (far, near)):
+                threading.Thread(target=pump, args=(source, target), daemon=True).start()
 
     def _watch(self, number: int, connection: socket.socket) -> None:
         with contextlib.suppress(OSError), connection.makefile("rb") as lines:
@@ -431,7 +463,7 @@ def together(processes: int) -> Iterator[Peers]:
     host, _, port = setting("JOB_ADDRESSES").split(",")[0].rpartition(":")
     peers = Peers(host, int(port) + 1, process, processes)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    keras.distribution.initialize()
+    keras.distribution.initialize(peers.coordinator(host, int(port)), processes, process)
     try:
         yield peers
         peers.wait()

@@ -209,7 +209,9 @@ def fit(
     keeper = KeepBest(monitor, start, save if devices.leads else lambda: None)
     with devices.trainer(model, train, validation) as (trainer, own_train, own_validation, bring_back):
         optimizer = keras.optimizers.Adam(rates, use_ema=averaging > 0, ema_momentum=averaging or None)
-        trainer.compile(optimizer, loss=loss, metrics=metrics)
+        # Variables belong to the devices where they are made: those of metrics are made anew.
+        made_here = [type(one).from_config(one.get_config()) if hasattr(one, "get_config") else one for one in metrics]
+        trainer.compile(optimizer, loss=loss, metrics=made_here)
         average = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)] if averaging else []
         history = trainer.fit(
             own_train,
