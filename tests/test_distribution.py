@@ -1,0 +1,177 @@
+"""Training on several devices and in several processes, and the chain on JAX: in processes of their own."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from melanoma import distribution, stages
+from melanoma.errors import InputError
+
+import elsewhere
+import numpy as np
+import pipeline
+import pytest
+
+JAX = {"KERAS_BACKEND": "jax", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # which take longer than what they save
+BATCH = "12"  # goes into COUNTS, so that a step is compiled once
+SEGNET = (stages.SEGNET, "--network", "segnet", "--network-size", "16", "--no-turns", "--batch-size", BATCH)
+CLASSIFY = (
+    *(stages.CLASSIFIER, "--backbone", pipeline.BACKBONE, "--weights", "none", "--epochs", "1", "--no-turns"),
+    *("--balance", "none", "--batch-size", BATCH),
+)
+TIMEOUT = 300  # seconds; a machine may be busy
+
+
+def start(*words: object, **environment: str) -> subprocess.Popen:
+    command = [sys.executable, str(Path(elsewhere.__file__)), *map(str, words)]
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(distribution.PREFIX)}
+    return subprocess.Popen(
+        command,
+        cwd=pipeline.ROOT,
+        env=inherited | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def free_ports() -> int:
+    """The first of two."""
+    while True:
+        with socket.create_server(("127.0.0.1", 0)) as first, contextlib.suppress(OSError):
+            port = first.getsockname()[1]
+            with socket.create_server(("127.0.0.1", port + 1)):
+                return port
+
+
+@contextlib.contextmanager
+def pair(*words: object) -> Iterator[list[subprocess.Popen]]:
+    """Two processes on JAX that work together."""
+    common = {
+        f"{distribution.PREFIX}JOB_ADDRESSES": f"127.0.0.1:{free_ports()}",
+        f"{distribution.PREFIX}NUM_PROCESSES": "2",
+    }
+    processes = [start(*words, **JAX, **common, **{f"{distribution.PREFIX}PROCESS_ID": str(one)}) for one in range(2)]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+def finish(process: subprocess.Popen) -> str:
+    """Its standard output."""
+    out, complaints = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 0, complaints
+    return out
+
+
+def weights(path: Path) -> list[np.ndarray]:
+    with np.load(path) as found:
+        return [found[name] for name in found.files]
+
+
+def distance(one: Path, other: Path) -> float:
+    return max(float(np.abs(a - b).max()) for a, b in zip(weights(one), weights(other), strict=True))
+
+
+def check_small_training(folder: Path) -> None:
+    assert distance(folder / "process0.npz", folder / "alone.npz") < 2e-4
+    found = json.loads((folder / "history.json").read_text())
+    for name, values in found["alone"].items():
+        # Keras' AUC counts at 200 thresholds: rounding may take one answer to the other side.
+        assert found["distributed"][name] == pytest.approx(values, abs=0.02 if "auc" in name else 1e-4), name
+
+
+@pytest.fixture(scope="module")
+def on_jax(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which all five scripts have run on JAX; read only."""
+    folder = tmp_path_factory.mktemp("jax")
+    steps = [
+        (stages.PREPROCESSING, "--source", str(source), "--size", str(pipeline.SIZE), "--jobs", "1"),
+        (*SEGNET, "--epochs", "2"),
+        (stages.MASKING,),
+        CLASSIFY,
+        (stages.EVALUATION,),
+    ]
+    finish(start("scripts", folder, folder, *" -- ".join(" ".join(step) for step in steps).split(" "), **JAX))
+    return folder
+
+
+def test_all_five_scripts_run_on_jax(on_jax: Path) -> None:
+    settings = pipeline.reader(on_jax).written_with("probabilities", split="val")
+    assert settings["keras_backend"] == "jax"
+    assert (on_jax / "graphics" / "report.html").is_file()
+
+
+@pytest.mark.parametrize("written_on", ["jax", "tensorflow"])
+def test_weights_of_one_backend_give_the_same_on_the_other(
+    written_on: str, on_jax: Path, finished: Path, tmp_path: Path
+) -> None:
+    folder = on_jax if written_on == "jax" else finished
+    elsewhere_path, here = tmp_path / "jax.npz", tmp_path / "tensorflow.npz"
+    process = start("predict", elsewhere_path, folder, **JAX)
+    elsewhere.predict(here, folder)
+    finish(process)
+    assert distance(elsewhere_path, here) < 1e-4
+
+
+@pytest.mark.parametrize("backend", ["jax", "tensorflow"])
+def test_two_devices_train_like_one(backend: str, tmp_path: Path) -> None:
+    two = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"} if backend == "jax" else {}
+    finish(start("batches", tmp_path, 2, **JAX | {"KERAS_BACKEND": backend}, **two))
+    check_small_training(tmp_path)
+
+
+def test_two_processes_train_like_one(tmp_path: Path) -> None:
+    with pair("batches", tmp_path, 2) as processes:
+        for process in processes:
+            finish(process)
+    check_small_training(tmp_path)
+    assert distance(tmp_path / "process0.npz", tmp_path / "process1.npz") == 0
+
+
+@pytest.mark.parametrize(
+    ("step", "training"), [((*SEGNET, "--epochs", "2"), 1), ((*CLASSIFY, "--train", "head", "--epochs", "60"), 2)]
+)
+def test_script_in_two_processes_ends_with_the_weights_of_one_and_writes_once(
+    step: tuple[str, ...], training: int, on_jax: Path, tmp_path: Path
+) -> None:
+    folder = pipeline.copy(on_jax, tmp_path / "chain")
+    with pair("scripts", tmp_path, folder, *step, "--distribute") as processes:
+        _, told = (finish(process) for process in processes)
+    assert "val_" not in told
+    assert distance(tmp_path / "fit1_process0.npz", tmp_path / "fit1_process1.npz") == 0
+    assert distance(tmp_path / "fit1_process0.npz", on_jax / f"fit{training}_process0.npz") < 1e-4
+    there, before = pipeline.reader(folder).manifest, pipeline.reader(on_jax).manifest
+    written = [name for name in there if there[name] != before.get(name)]
+    assert written and all(there[name]["settings"]["distribute"] for name in written)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_killed_process_ends_the_other_with_a_clear_message(victim: int, on_jax: Path, tmp_path: Path) -> None:
+    folder = pipeline.copy(on_jax, tmp_path / "chain")
+    with pair("scripts", tmp_path, folder, *SEGNET, "--epochs", "5000", "--distribute") as processes:
+        assert processes[0].stdout
+        assert any("val_jaccard" in line for line in processes[0].stdout)  # it is under way
+        processes[victim].send_signal(signal.SIGKILL)
+        killed = time.monotonic()
+        _, complaint = processes[1 - victim].communicate(timeout=TIMEOUT)
+        assert time.monotonic() - killed < distribution.SILENCE
+    assert processes[1 - victim].returncode == InputError.exit_code
+    assert f"process {victim} of 2 has ended" in complaint and "Start the same command on all" in complaint
+    assert "Traceback" not in complaint and "stack trace" not in complaint
+
+
+def test_several_machines_on_tensorflow_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{distribution.PREFIX}NUM_PROCESSES", "2")
+    with pytest.raises(InputError, match="KERAS_BACKEND=jax"), distribution.devices(distribute=True):
+        pass
