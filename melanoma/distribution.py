@@ -22,6 +22,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -229,10 +230,27 @@ class Devices:
 ONE = Devices()
 
 
-def copy(source: keras.Model, target: keras.Model) -> None:
+def copy_variables(source: keras.Model, target: keras.Model) -> None:
     """Copies all variables, states of random generators among them, to a model of the same structure."""
     for one, other in zip(source.variables, target.variables, strict=True):
         other.assign(keras.ops.convert_to_numpy(one))
+
+
+class Fed(keras.utils.PyDataset):
+    """Batches in another form; the base class."""
+
+    def __init__(self, batches: "Batches") -> None:
+        """Takes the batches."""
+        super().__init__(batches.workers, use_multiprocessing=False, max_queue_size=batches.max_queue_size)
+        self.batches = batches
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return len(self.batches)
+
+    def on_epoch_end(self) -> None:
+        """Draws the order of the next epoch."""
+        self.batches.on_epoch_end()
 
 
 class BringBack(keras.callbacks.Callback):
@@ -245,14 +263,14 @@ class BringBack(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Copies."""
-        copy(self.model, self.kept)
+        copy_variables(self.model, self.kept)
 
 
 # ----------------------------------------------------------------------------------------------------------- TensorFlow
 
 
 class MirroredModel(keras.Model):
-    """Trains alike however the rows of a step are shared among the replicas, some of which may get none."""
+    """Trains alike however the rows of a step are shared among the replicas."""
 
     def compute_loss(self, x: Any = None, *arguments: Any, training: bool = True, **more: Any) -> Any:
         """The replica's mean, as Keras reports it, with the gradient of its share of the mean of all.
@@ -269,6 +287,20 @@ class MirroredModel(keras.Model):
         total = context.all_reduce(tf.distribute.ReduceOp.SUM, rows)
         share = loss * rows * context.num_replicas_in_sync / total
         return share + tf.stop_gradient(loss - share)
+
+
+class Repeated(Fed):
+    """Batches of fewer rows than replicas come once for each: all results are the same, and no replica gets none."""
+
+    def __init__(self, batches: "Batches", replicas: int) -> None:
+        """Takes the batches and the number of replicas."""
+        super().__init__(batches)
+        self.replicas = replicas
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
+        """One batch."""
+        batch = self.batches[index]
+        return tuple(np.concatenate([one] * self.replicas) for one in batch) if len(batch[0]) < self.replicas else batch
 
 
 def flat(model: keras.Model) -> Iterator[keras.Layer]:
@@ -292,20 +324,38 @@ class Mirrored(Devices):
     def trainer(
         self, model: keras.Model, train: "Batches", validation: "Batches | None"
     ) -> Iterator[tuple[keras.Model, Any, Any, list[keras.callbacks.Callback]]]:
-        """See `Devices.trainer`."""
+        """See `Devices.trainer`.
+
+        Of an epoch's training figures, those of a last batch of fewer rows than replicas count once for each.
+        """
         with self.strategy.scope():
             clone = keras.models.clone_model(model)
             for layer in flat(clone):
                 if isinstance(layer, keras.layers.BatchNormalization):
                     layer.synchronized = True  # statistics of all rows of the step
-            copy(model, clone)
-            yield MirroredModel(clone.inputs, clone.outputs), train, validation, [BringBack(model)]
+            copy_variables(model, clone)
+            trainer = MirroredModel(clone.inputs, clone.outputs)
+            yield trainer, Repeated(train, self.replicas), validation and self._evenly(validation), [BringBack(model)]
+
+    def _evenly(self, batches: "Batches") -> "Batches":
+        """The same rows, in batches of which each gives every replica some: figures do not depend on their size.
+
+        Raises:
+            InputError: there are too few.
+        """
+        count = len(batches.rows)
+        for size in range(batches.batch_size, max(count, batches.batch_size) + 1):
+            if min(count, size, count % size or size) >= self.replicas:
+                evenly = copy(batches)
+                evenly.batch_size = size
+                return evenly
+        raise InputError(f"--distribute: {count} photographs of validation are fewer than {self.replicas} devices")
 
 
 # ------------------------------------------------------------------------------------------------------------------ JAX
 
 
-class Share(keras.utils.PyDataset):
+class Share(Fed):
     """What one process feeds its devices: its part of each batch, filled up with rows that `ShardedModel` cuts off.
 
     JAX wants as many rows for each device. The batches are of two lengths, as before: `batch_size`, and that of the
@@ -314,19 +364,11 @@ class Share(keras.utils.PyDataset):
 
     def __init__(self, batches: "Batches", devices: "Sharded") -> None:
         """Takes the batches that all devices together work on."""
-        super().__init__(batches.workers, use_multiprocessing=False, max_queue_size=batches.max_queue_size)
-        self.batches, self.devices = batches, devices
+        super().__init__(batches)
+        self.devices = devices
         self.last = len(batches.rows) % batches.batch_size
         filled = math.ceil(self.last / devices.replicas) * devices.replicas
         self.last_filled = filled + devices.replicas if filled == batches.batch_size else filled
-
-    def __len__(self) -> int:
-        """Batches per epoch."""
-        return len(self.batches)
-
-    def on_epoch_end(self) -> None:
-        """Draws the order of the next epoch."""
-        self.batches.on_epoch_end()
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
         """The part of a batch that this process feeds."""
@@ -403,7 +445,7 @@ class Sharded(Devices):
         own_train, own_validation = Share(train, self), Share(validation, self) if validation else None
         with self.distribution.scope():
             clone = keras.models.clone_model(model)
-            copy(model, clone)
+            copy_variables(model, clone)
             trainer = ShardedModel(clone.inputs, clone.outputs).share(own_train, own_validation, rows)
             yield trainer, own_train, own_validation, [BringBack(model)]
 
