@@ -13,9 +13,11 @@ from native code, after a minute or more, or at once with pages of its inner wor
 """
 
 import contextlib
+import hashlib
 import logging
 import math
 import os
+import re
 import socket
 import sys
 import threading
@@ -39,7 +41,8 @@ PREFIX = "KERAS_DISTRIBUTION_"
 PATIENCE = 300  # seconds to wait for the others to start, as JAX does
 SILENCE = 30  # seconds after which a machine that does not answer is given up
 NOTICE = 5  # seconds within which the end of a process is seen, while its machine is there
-EXAMPLES = ", as in README, On several GPUs or machines"
+NUMBER, ADDRESSES = r"\d+", r"([^,]+):(\d+)(?:,.*)?"
+HELP = "; see README, On several GPUs or machines"
 BYE, GO, READY = b"bye\n", b"go\n", b"ready\n"
 
 
@@ -101,7 +104,10 @@ class Peers:
             else:
                 self._join(host, port)
         except OSError as error:
-            raise InputError(f"--distribute: process {process} does not reach {host}:{port} ({error})") from None
+            there = (
+                f"{1 + len(self.connections)} of {processes} processes came" if not process else "no process 0 answers"
+            )
+            raise InputError(f"--distribute: {there} at {host}:{port} within {PATIENCE} s ({error})") from None
         for number, connection in self.connections.items():
             keep_alive(connection)
             threading.Thread(target=self._watch, args=(number, connection), daemon=True).start()
@@ -113,13 +119,24 @@ class Peers:
                 server.settimeout(max(0.1, deadline - time.monotonic()))
                 connection, _ = server.accept()
                 connection.settimeout(SILENCE)
-                number = int.from_bytes(connection.recv(4), "big")
+                greeting = connection.recv(len(self._greeting()), socket.MSG_WAITALL)
                 connection.settimeout(None)
+                number = int.from_bytes(greeting[:4], "big")
+                if not 0 < number < self.processes or number in self.connections:
+                    raise InputError(
+                        f"--distribute: two processes are number {number}, or it is not below {self.processes}"
+                    )
+                if greeting[4:] != self._greeting()[4:]:
+                    raise InputError(f"--distribute: process {number} was started with other flags than process 0")
                 self.connections[number] = connection
+
+    def _greeting(self) -> bytes:
+        """Number and flags of this process."""
+        return self.process.to_bytes(4, "big") + hashlib.sha256(repr(sys.argv[1:]).encode()).digest()
 
     def _join(self, host: str, port: int) -> None:
         connection = patiently_connect(host, port)
-        connection.sendall(self.process.to_bytes(4, "big"))
+        connection.sendall(self._greeting())
         self.connections[0] = connection
 
     def coordinator(self, host: str, port: int) -> str:
@@ -453,16 +470,16 @@ class Sharded(Devices):
 # ---------------------------------------------------------------------------------------------------------------- which
 
 
-def setting(name: str) -> str:
+def setting(name: str, form: str) -> re.Match[str]:
     """One of Keras' environment variables.
 
     Raises:
-        InputError: it is missing.
+        InputError: it is missing, or has another form.
     """
-    try:
-        return os.environ[PREFIX + name]
-    except KeyError:
-        raise InputError(f"--distribute: {PREFIX}{name} is not set{EXAMPLES}") from None
+    found = re.fullmatch(form, os.environ.get(PREFIX + name, ""))
+    if not found:
+        raise InputError(f"--distribute: {PREFIX}{name} is {os.environ.get(PREFIX + name, 'not set')}{HELP}")
+    return found
 
 
 @contextlib.contextmanager
@@ -479,7 +496,9 @@ def devices(distribute: bool) -> Iterator[Devices]:
     if not distribute:
         yield ONE
         return
-    backend, processes = keras.backend.backend(), int(os.environ.get(f"{PREFIX}NUM_PROCESSES", "1"))
+    backend = keras.backend.backend()
+    several = PREFIX + "NUM_PROCESSES" in os.environ
+    processes = int(setting("NUM_PROCESSES", NUMBER)[0]) if several else 1
     if backend not in ("tensorflow", "jax"):
         raise InputError(f"--distribute works on TensorFlow and JAX, not on {backend}: set KERAS_BACKEND=jax")
     if backend == "tensorflow":
@@ -501,8 +520,8 @@ def together(processes: int) -> Iterator[Peers]:
     """Joins the processes that Keras' environment variables name, and parts them."""
     import jax
 
-    process = int(setting("PROCESS_ID"))
-    host, _, port = setting("JOB_ADDRESSES").split(",")[0].rpartition(":")
+    process = int(setting("PROCESS_ID", NUMBER)[0])
+    host, port = setting("JOB_ADDRESSES", ADDRESSES).groups()
     peers = Peers(host, int(port) + 1, process, processes)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     keras.distribution.initialize(peers.coordinator(host, int(port)), processes, process)

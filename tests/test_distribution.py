@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -177,4 +178,30 @@ def test_killed_process_ends_the_other_with_a_clear_message(victim: int, on_jax:
 def test_several_machines_on_tensorflow_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"{distribution.PREFIX}NUM_PROCESSES", "2")
     with pytest.raises(InputError, match="KERAS_BACKEND=jax"), distribution.devices(distribute=True):
+        pass
+
+
+def test_process_with_other_flags_is_refused() -> None:
+    port = free_ports()
+    greeting = (1).to_bytes(4, "big") + bytes(32)
+
+    def join() -> None:
+        with distribution.patiently_connect("127.0.0.1", port) as connection:
+            connection.sendall(greeting)
+            connection.recv(1)
+
+    other = threading.Thread(target=join)
+    other.start()
+    with pytest.raises(InputError, match="process 1 was started with other flags"):
+        distribution.Peers("127.0.0.1", port, 0, 2)
+    other.join()
+
+
+@pytest.mark.parametrize(("name", "value"), [("JOB_ADDRESSES", "host"), ("PROCESS_ID", "")])
+def test_environment_that_names_no_processes_is_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("keras.backend.backend", lambda: "jax")
+    for other, good in (("JOB_ADDRESSES", "host:80"), ("PROCESS_ID", "1"), ("NUM_PROCESSES", "2")):
+        monkeypatch.setenv(distribution.PREFIX + other, good)
+    monkeypatch.setenv(distribution.PREFIX + name, value)
+    with pytest.raises(InputError, match=f"{name} is"), distribution.devices(distribute=True):
         pass
