@@ -117,18 +117,18 @@ class Peers:
         with socket.create_server(("", port)) as server:
             while len(self.connections) < self.processes - 1:
                 server.settimeout(max(0.1, deadline - time.monotonic()))
-                connection, _ = server.accept()
-                connection.settimeout(SILENCE)
-                greeting = connection.recv(len(self._greeting()), socket.MSG_WAITALL)
-                connection.settimeout(None)
-                number = int.from_bytes(greeting[:4], "big")
-                if not 0 < number < self.processes or number in self.connections:
-                    raise InputError(
-                        f"--distribute: two processes are number {number}, or it is not below {self.processes}"
-                    )
-                if greeting[4:] != self._greeting()[4:]:
-                    raise InputError(f"--distribute: process {number} was started with other flags than process 0")
-                self.connections[number] = connection
+                with contextlib.ExitStack() as stack:  # closes the connection, unless all is well
+                    connection = stack.enter_context(server.accept()[0])
+                    connection.settimeout(SILENCE)
+                    greeting = connection.recv(len(self._greeting()), socket.MSG_WAITALL)
+                    connection.settimeout(None)
+                    number = int.from_bytes(greeting[:4], "big")
+                    if not 0 < number < self.processes or number in self.connections:
+                        raise InputError(f"--distribute: a second process {number}, or not one of {self.processes}")
+                    if greeting[4:] != self._greeting()[4:]:
+                        raise InputError(f"--distribute: process {number} was started with other flags than process 0")
+                    self.connections[number] = connection
+                    stack.pop_all()
 
     def _greeting(self) -> bytes:
         """Number and flags of this process."""
