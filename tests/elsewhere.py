@@ -1,7 +1,7 @@
 """Runs in processes of its own: on another backend, on several devices, beside others.
 
 python elsewhere.py scripts OUT FOLDER [SCRIPT FLAG ...] [-- SCRIPT FLAG ...]   scripts of the chain, one after another
-python elsewhere.py batches OUT DEVICES                                         a small training, distributed and alone
+python elsewhere.py batches OUT DEVICES EPOCHS                                  a small training, distributed and alone
 python elsewhere.py predict OUT FOLDER                                          what the weights in a chain give
 
 Of every training, the weights and, of those of the scripts, the answers to `drawn` images go to OUT/*.npz.
@@ -63,7 +63,7 @@ def network(size: int) -> keras.Model:
     return keras.Model(inputs, keras.layers.Dense(3, activation="softmax")(x))
 
 
-def small_training(path: Path, devices: distribution.Devices) -> dict[str, list[float]]:
+def small_training(path: Path, devices: distribution.Devices, epochs: int) -> dict[str, list[float]]:
     inputs, truth = drawn(8, sum(ROWS.values())), np.eye(3, dtype=np.float32)[np.arange(sum(ROWS.values())) % 3]
     inputs = (inputs * (1 + np.argmax(truth, axis=1)[:, None, None, None]) // 3).astype(np.uint8)
     counts = 1 + np.arange(len(inputs), dtype=np.float32) / 10
@@ -81,10 +81,10 @@ def small_training(path: Path, devices: distribution.Devices) -> dict[str, list[
         loss="categorical_crossentropy",
         metrics=[keras.metrics.AUC(multi_label=True, num_labels=3, name="auc")],
         monitor="auc",
-        epochs=4,
+        epochs=epochs,
         learning_rate=3.0,
         averaging=0.5,
-        patience=10,
+        patience=epochs,
         save=save,
         devices=devices,
     )
@@ -92,7 +92,7 @@ def small_training(path: Path, devices: distribution.Devices) -> dict[str, list[
     return result.history
 
 
-def batches(out: Path, count: str) -> None:
+def batches(out: Path, count: str, epochs: str) -> None:
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -100,9 +100,9 @@ def batches(out: Path, count: str) -> None:
         tf.config.set_logical_device_configuration(processor, [tf.config.LogicalDeviceConfiguration()] * int(count))
     with distribution.devices(distribute=True) as devices:
         assert devices.replicas == int(count)
-        found = {"distributed": small_training(out / f"process{devices.process}.npz", devices)}
+        found = {"distributed": small_training(out / f"process{devices.process}.npz", devices, int(epochs))}
     if devices.leads:
-        found["alone"] = small_training(out / "alone.npz", distribution.ONE)
+        found["alone"] = small_training(out / "alone.npz", distribution.ONE, int(epochs))
         (out / "history.json").write_text(json.dumps(found))
 
 
@@ -123,6 +123,6 @@ if __name__ == "__main__":
     if what == "scripts":
         scripts(Path(place), Path(words[0]), *words[1:])
     elif what == "batches":
-        batches(Path(place), words[0])
+        batches(Path(place), *words)
     else:
         predict(Path(place), Path(words[0]))
