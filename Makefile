@@ -44,6 +44,7 @@ figures: $(ENVIRONMENT)/requirements.installed  ## README's drawings of the two 
 lock: $(ENVIRONMENT)/requirements-dev.installed  ## newest versions into the locks
 	$(LOCK) requirements.in -o requirements.txt
 	$(LOCK) requirements-gpu.in -c requirements.txt -o requirements-gpu.txt
+	$(LOCK) requirements-jax.in -c requirements.txt -o requirements-jax.txt
 	$(LOCK) requirements-cluster.in -c requirements.txt -o requirements-cluster.txt
 	$(LOCK) requirements-dev.in -c requirements-cluster.txt -o requirements-dev.txt
 	$(LOCK) benchmarks/requirements.in -c requirements.txt -o benchmarks/requirements.txt

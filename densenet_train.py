@@ -26,7 +26,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from melanoma import backbones, calibration, classifier, command, folds, isic, pretrained, stages, training
+from melanoma import (
+    backbones,
+    calibration,
+    classifier,
+    command,
+    distribution,
+    folds,
+    isic,
+    pretrained,
+    stages,
+    training,
+)
 from melanoma.command import log
 from melanoma.errors import InputError, StageError
 
@@ -44,7 +55,7 @@ OF_FEATURES = ("backbone", "weights_sha256", "scaling", "precision", "network_si
 # What --pretrained leaves no use for.
 OF_TRAINING = (
     *("backbone", "weights", "scaling", "network_size", "train", "balance", "folds", "seeds"),
-    *("epochs", "learning_rate", "averaging", "restart", "turns"),
+    *("epochs", "learning_rate", "averaging", "restart", "turns", "distribute"),
 )
 LOSSES = {"cross-entropy": "categorical_crossentropy", "focal cross-entropy": "categorical_focal_crossentropy"}
 BALANCES = ("copies", "weights", "focal", "sampling", "none")
@@ -114,17 +125,23 @@ def rarity(labels: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 def features(
-    store: stages.Store, split: str, extract: keras.Model, made_with: dict[str, Any], batch: int
+    store: stages.Store,
+    devices: distribution.Devices,
+    split: str,
+    extract: keras.Model,
+    made_with: dict[str, Any],
+    batch: int,
 ) -> np.ndarray:
-    """The frozen backbone's features of a split, computed once and kept."""
+    """The frozen backbone's features of a split, computed once, by the process that leads, and kept."""
     backbone = made_with["backbone"]
-    if store.reusable("features", made_with, split=split, backbone=backbone):
+    if not devices.leads or store.reusable("features", made_with, split=split, backbone=backbone):
         log.info("features of %s are there already", split)
     else:
         masked = store.load("masked", split=split)
         with store.writer("features", len(masked), extract.output_shape[1:], split=split, backbone=backbone) as file:
             for block in training.predict([extract], masked, batch, f"features of {split}"):
                 file.append(block)
+    devices.wait()
     return np.array(store.load("features", split=split, backbone=backbone))
 
 
@@ -137,6 +154,7 @@ def fit(
     rows: np.ndarray,
     member: folds.Member,
     arguments: argparse.Namespace,
+    devices: distribution.Devices,
     start: float = -math.inf,
 ) -> training.Training:
     """One phase of training; --epochs and --learning-rate are those of the phase that --train names."""
@@ -175,6 +193,7 @@ def fit(
             f"{member.name.replace('_', ', ')}",
         ),
         start=start,
+        devices=devices,
     )
 
 
@@ -184,6 +203,7 @@ def train(
     rows: np.ndarray,
     member: folds.Member,
     arguments: argparse.Namespace,
+    devices: distribution.Devices,
 ) -> tuple[classifier.Classifier, dict[str, Any]]:
     """Trains on some rows of train; returns the classifier with its best epoch's weights, and what to note of it."""
     keras.utils.set_random_seed(member.seed)
@@ -197,14 +217,17 @@ def train(
         member.seed if arguments.weights == backbones.NONE else None
     )
     extract = network.extractor()
-    known = {split: features(store, split, extract, made_with, arguments.batch_size) for split in labels}
-    phases = {"head": fit("head", store, network.head, known, labels, rows, member, arguments)}
-    store.save_weights("head_weights", network.head, backbone=name, member=member.name)
+    known = {split: features(store, devices, split, extract, made_with, arguments.batch_size) for split in labels}
+    of_both = (labels, rows, member, arguments, devices)
+    phases = {"head": fit("head", store, network.head, known, *of_both)}
+    if devices.leads:
+        store.save_weights("head_weights", network.head, backbone=name, member=member.name)
     if full:
         # A training value, without validation, is no bar: full training sees harder, augmented images.
         start = phases["head"].best if "val" in labels else -math.inf
-        phases["full"] = fit("full", store, network.model, masked, labels, rows, member, arguments, start)
-    store.save_weights("classifier_weights", network.model, backbone=name, member=member.name)
+        phases["full"] = fit("full", store, network.model, masked, *of_both, start)
+    if devices.leads:
+        store.save_weights("classifier_weights", network.model, backbone=name, member=member.name)
     return network, {
         phase: {"best_epoch": one.best_epoch, "history": one.history, "seconds": one.seconds}
         for phase, one in phases.items()
@@ -212,11 +235,12 @@ def train(
 
 
 def train_all(
-    store: stages.Store, arguments: argparse.Namespace, roi: str
+    store: stages.Store, arguments: argparse.Namespace, devices: distribution.Devices, roi: str
 ) -> tuple[list[classifier.Classifier], dict[str, Any], np.ndarray | None]:
     """Trains a network for every fold and seed; returns them, what to note of each, and who has not seen which row."""
-    if arguments.restart:
+    if arguments.restart and devices.leads:
         store.remove_checkpoints(arguments.backbone)
+    devices.wait()
     labels, ids = diagnoses(store), store.load("ids", split="train").tolist()
     members = folds.members(arguments.folds, arguments.seeds, arguments.seed)
     fold_of_row = folds.assign(ids, arguments.folds, arguments.seed)
@@ -227,14 +251,13 @@ def train_all(
             "cross-validation run %s with --folds",
             stages.SEGNET,
         )
-    clear_curves(arguments.graphics, arguments.backbone)
+    if devices.leads:
+        clear_curves(arguments.graphics, arguments.backbone)
     networks, notes = [], {}
     for member in members:
         rows = np.flatnonzero(learnable & (fold_of_row != member.fold))
-        network, notes[member.name] = train(store, labels, rows, member, arguments)
+        network, notes[member.name] = train(store, labels, rows, member, arguments, devices)
         networks.append(network)
-    for name in ("head_weights", "classifier_weights"):
-        store.keep_members(name, list(notes), backbone=arguments.backbone)
     return networks, notes, folds.own(members, fold_of_row)
 
 
@@ -324,7 +347,12 @@ def main(arguments: argparse.Namespace) -> None:
         clear_curves(arguments.graphics, facts["backbone"])
         found = judged(store, ensemble, arguments.batch_size)
     else:
-        networks, notes, own = train_all(store, arguments, roi)
+        with distribution.devices(arguments.distribute) as devices:
+            networks, notes, own = train_all(store, arguments, devices, roi)
+        if not devices.leads:
+            return
+        for name in ("head_weights", "classifier_weights"):
+            store.keep_members(name, list(notes), backbone=arguments.backbone)
         raw = judged(store, classifier.Ensemble(networks, arguments.turns), arguments.batch_size, own)
         fitted = calibrate(store, raw)
         found = {split: fitted.apply(probabilities) for split, probabilities in raw.items()}

@@ -27,6 +27,7 @@ from typing import Any
 from melanoma import (
     backbones,
     command,
+    distribution,
     folds,
     isic,
     masks,
@@ -57,7 +58,7 @@ OVERLAYS, JACCARD = "segnet_overlays.png", "segnet_jaccard.png"
 # What --pretrained leaves no use for.
 OF_TRAINING = (
     *("network", "network_size", "backbone", "weights", "scaling", "loss", "folds"),
-    *("epochs", "learning_rate", "averaging", "restart"),
+    *("epochs", "learning_rate", "averaging", "restart", "distribute"),
 )
 
 
@@ -111,7 +112,12 @@ def design_of(store: stages.Store, arguments: argparse.Namespace) -> segnet.Desi
 
 
 def train(
-    store: stages.Store, arguments: argparse.Namespace, design: segnet.Design, rows: np.ndarray, member: folds.Member
+    store: stages.Store,
+    arguments: argparse.Namespace,
+    devices: distribution.Devices,
+    design: segnet.Design,
+    rows: np.ndarray,
+    member: folds.Member,
 ) -> tuple[keras.Model, training.Training]:
     """Trains on some rows of train, chooses the best epoch on validation, saves weights and curves.
 
@@ -147,29 +153,33 @@ def train(
             {"loss": f"loss, {arguments.loss.replace('_', ' ')}", "jaccard": "mean Jaccard"},
             f"{design.network}{member.name.replace('_', ', ')}",
         ),
+        devices=devices,
     )
-    store.save_weights("segnet_weights", model, member=member.name)
+    if devices.leads:
+        store.save_weights("segnet_weights", model, member=member.name)
     return model, result
 
 
 def train_all(
-    store: stages.Store, arguments: argparse.Namespace, members: list[folds.Member], fold_of_row: np.ndarray
+    store: stages.Store,
+    arguments: argparse.Namespace,
+    devices: distribution.Devices,
+    members: list[folds.Member],
+    fold_of_row: np.ndarray,
 ) -> tuple[list[keras.Model], dict[str, Any]]:
     """Trains a network for every fold; returns them and what to note of them."""
-    if arguments.restart:
+    if arguments.restart and devices.leads:
         store.remove_checkpoints(SEGNET)
+    devices.wait()
     design = design_of(store, arguments)
     learnable = folds.photographs(store.load("ids", split="train").tolist())
     models: list[keras.Model] = []
     notes: list[dict[str, Any]] = []
     for member in members:
         rows = np.flatnonzero(learnable & (fold_of_row != member.fold))
-        model, result = train(store, arguments, design, rows, member)
+        model, result = train(store, arguments, devices, design, rows, member)
         models.append(model)
         notes.append({"best_epoch": result.best_epoch, "history": result.history, "seconds": result.seconds})
-    for gone in store.keep_members("segnet_weights", [member.name for member in members]):
-        for path in arguments.graphics.glob(f"{SEGNET}{gone}_[ch]*"):
-            path.unlink()
     seconds = statistics.median(second for note in notes for second in note["seconds"])
     cost = {"weights": models[0].count_params(), "seconds_per_epoch": seconds}
     return models, {"design": asdict(design), "training": notes, "cost": cost}
@@ -279,7 +289,13 @@ def main(arguments: argparse.Namespace) -> None:
         members = folds.members(arguments.folds, 1, arguments.seed)
         fold_of_row = folds.assign(store.load("ids", split="train").tolist(), arguments.folds, arguments.seed)
         own = folds.own(members, fold_of_row)
-        models, facts = train_all(store, arguments, members, fold_of_row)
+        with distribution.devices(arguments.distribute) as devices:
+            models, facts = train_all(store, arguments, devices, members, fold_of_row)
+        if not devices.leads:
+            return
+        for gone in store.keep_members("segnet_weights", [member.name for member in members]):
+            for path in arguments.graphics.glob(f"{SEGNET}{gone}_[ch]*"):
+                path.unlink()
         threshold, found = choose_threshold(store, arguments, models)
         facts |= found
     if arguments.threshold is not None:

@@ -106,7 +106,9 @@ def training_flags(
 ) -> None:
     """Adds the flags of the scripts that train; `note` says what a default of None stands for."""
     flags.add_argument("--epochs", type=positive_int, default=epochs, help="at most this many" + note)
-    flags.add_argument("--batch-size", type=positive_int, default=batch_size, help="images per step")
+    flags.add_argument(
+        "--batch-size", type=positive_int, default=batch_size, help="images per step, on all devices together"
+    )
     flags.add_argument("--learning-rate", type=positive_float, default=learning_rate, help="the highest" + note)
     flags.add_argument(
         "--averaging", type=share, default=averaging, help="momentum of the moving average of the weights; 0: none"
@@ -118,6 +120,11 @@ def training_flags(
         help="of the computation; weights and results stay float32",
     )
     flags.add_argument("--restart", action="store_true", help="train anew instead of going on with an interrupted run")
+    flags.add_argument(
+        "--distribute",
+        action="store_true",
+        help="train on all GPUs of this machine, or on those of several (README, On several GPUs or machines)",
+    )
 
 
 def refuse(given: argparse.Namespace, flags: argparse.ArgumentParser, useless: Iterable[str], reason: str) -> None:
@@ -157,6 +164,20 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
+def complaint(error: BaseException) -> tuple[str, int] | None:
+    """What to say of an error that the user can mend, and the exit code; None: it is another."""
+    if isinstance(error, InputError):
+        return str(error), error.exit_code
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+        return f"{error.filename or 'writing'}: {error.strerror}", InputError.exit_code
+    if isinstance(error, MemoryError):
+        return "not enough memory for these settings", InputError.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        by = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+        return "interrupted; the same command goes on", 128 + by
+    return None
+
+
 def run(flags: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None]) -> None:
     """Parses the command line, runs `main`, and exits.
 
@@ -169,18 +190,9 @@ def run(flags: argparse.ArgumentParser, main: Callable[[argparse.Namespace], Non
     start = time.perf_counter()
     try:
         main(flags.parse_args())
-    except InputError as error:
-        print(f"{flags.prog}: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except OSError as error:
-        if error.errno not in DISK_ERRORS:
+    except BaseException as error:
+        if not (found := complaint(error)):
             raise
-        print(f"{flags.prog}: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
-        sys.exit(InputError.exit_code)
-    except MemoryError:
-        print(f"{flags.prog}: not enough memory for these settings", file=sys.stderr)
-        sys.exit(InputError.exit_code)
-    except KeyboardInterrupt as stop:
-        print(f"{flags.prog}: interrupted; the same command goes on", file=sys.stderr)
-        sys.exit(128 + (signal.SIGTERM if isinstance(stop, Terminated) else signal.SIGINT))
+        print(f"{flags.prog}: {found[0]}", file=sys.stderr)
+        sys.exit(found[1])
     log.info("done in %.0f s, peak memory %.2f GiB", time.perf_counter() - start, peak_memory())

@@ -87,7 +87,7 @@ FILES = {
 
 # Settings that no training depends on: where things lie, what is done with the network afterwards, and what computed
 # the features, for these are among the arrays.
-OF_NO_TRAINING = ("data", "graphics", "weights", "restart", "turns", "clean", "threshold", "inference")
+OF_NO_TRAINING = ("data", "graphics", "weights", "restart", "turns", "clean", "threshold", "distribute", "inference")
 
 MEMBER_NAME = re.compile(r"(_fold\d+)?(_seed\d+)?")  # what {member} may be, see `folds.members`
 

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from melanoma import augment, command, plots, stages
+from melanoma import augment, command, distribution, plots, stages
 from melanoma.checkpoints import Checkpoint, State
 from melanoma.command import log
 from melanoma.errors import InputError
@@ -110,7 +110,11 @@ class Batches(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
         """One batch of inputs and targets, and loss weights where there are some."""
         first = index * self.batch_size
-        rows = self.order[first : first + self.batch_size]
+        return self.part(first, min(first + self.batch_size, len(self.order)))
+
+    def part(self, first: int, end: int) -> tuple[np.ndarray, ...]:
+        """The same of the rows from place `first` to before `end` in the epoch's order."""
+        rows = self.order[first:end]
         inputs, targets = np.array(self.inputs[rows]), np.array(self.targets[rows])
         if self.vary:
             for place, row in enumerate(rows):
@@ -137,16 +141,24 @@ class Training:
 class Keeper(keras.callbacks.Callback):
     """Judges every epoch: keeps the best weights, ends a training that gains no more or went wrong, saves its state.
 
-    Comes after what changes weights between epochs: a state is what the next epoch starts from.
+    Comes after what changes weights between epochs: a state is what the next epoch starts from. In several processes
+    each judges alike; what the first one saves, all go on from.
     """
 
     def __init__(
-        self, network: keras.Model, monitor: str, start: float, patience: int, checkpoint: Checkpoint, draw: Draw
+        self,
+        network: keras.Model,
+        monitor: str,
+        start: float,
+        patience: int,
+        checkpoint: Checkpoint,
+        draw: Draw,
+        writes: bool,
     ) -> None:
-        """Arguments as of `fit`; `monitor` is the key of the value in an epoch's logs."""
+        """Arguments as of `fit`, with `monitor` as an epoch's logs call it; `writes`: whether to touch files."""
         super().__init__()
         self.network, self.monitor, self.start, self.patience = network, monitor, start, patience
-        self.checkpoint, self.draw = checkpoint, draw
+        self.checkpoint, self.draw, self.writes = checkpoint, draw, writes
         self.initial = network.get_weights()
         self.history: dict[str, list[float]] = {}
         self.seconds: list[float] = []
@@ -179,7 +191,7 @@ class Keeper(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
         """Notes what the epoch before has led to; looks at the clock."""
         if self.seconds:
-            variables = [np.array(variable) for variable in self.variables]
+            variables = [keras.ops.convert_to_numpy(variable) for variable in self.variables]
             self.unsaved = State(dict(self.history), list(self.seconds), variables=variables, best=self.best)
             if time.monotonic() >= self.last_look + SECONDS_BETWEEN_LOOKS:
                 self.save()
@@ -216,7 +228,7 @@ class Keeper(keras.callbacks.Callback):
 
     def save(self) -> None:
         """Writes the state of the last whole epoch, where it is not there yet, and draws the curves."""
-        if self.unsaved:
+        if self.unsaved and self.writes:
             self.checkpoint.save(self.unsaved)
             self.draw(self.history, self.seconds, self.best_epoch)
         self.unsaved, self.last_look = None, time.monotonic()
@@ -251,6 +263,7 @@ def fit(
     checkpoint: Checkpoint,
     draw: Draw,
     start: float = -math.inf,
+    devices: distribution.Devices = distribution.ONE,
 ) -> Training:
     """Trains with Adam and the rates of `schedule`; the model ends with its best epoch's weights.
 
@@ -272,37 +285,42 @@ def fit(
         checkpoint: where the state is kept meanwhile.
         draw: shows how it goes, see `record`; while it trains too.
         start: the monitored value of the model as it comes; weights that are worse are not kept.
+        devices: that train; where they are those of several processes, all end with the same weights, and the first
+            alone saves them.
 
     Raises:
         InputError: the loss or a weight became NaN or infinite, or the checkpoint is not of this training.
     """
     monitor = f"val_{monitor}" if validation else monitor
-    trainer = keras.Model(model.inputs, model.outputs)
     rates = schedule(learning_rate, epochs * len(train))
-    optimizer = keras.optimizers.Adam(rates, use_ema=averaging > 0, ema_momentum=averaging or None)
-    trainer.compile(optimizer, loss=loss, metrics=metrics)
-    average = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)] if averaging else []
-    keeper = Keeper(model, monitor, start, patience, checkpoint, draw)
-    keeper.set_model(trainer)
-    if state := checkpoint.load():
-        trainer.optimizer.build(trainer.trainable_variables)
-        keeper.resume(state)
-        train.skip(len(state.seconds))
-        log.info("%s: goes on after epoch %d, from %s", model.name, len(state.seconds), checkpoint.path)
-    if not (state and state.finished):
-        try:
-            trainer.fit(
-                train,
-                validation_data=validation,
-                epochs=epochs,
-                initial_epoch=len(keeper.seconds),
-                shuffle=False,  # Batches draws its own order
-                verbose=1 if sys.stdout.isatty() else 2,
-                callbacks=[*average, keeper],
-            )
-        except (KeyboardInterrupt, InputError):
-            keeper.save()
-            raise
+    keeper = Keeper(model, monitor, start, patience, checkpoint, draw, writes=devices.leads)
+    state = checkpoint.load()
+    with devices.trainer(model, train, validation) as (trainer, own_train, own_validation, bring_back):
+        optimizer = keras.optimizers.Adam(rates, use_ema=averaging > 0, ema_momentum=averaging or None)
+        # Variables belong to the devices where they are made: those of metrics are made anew.
+        made_here = [type(one).from_config(one.get_config()) if hasattr(one, "get_config") else one for one in metrics]
+        trainer.compile(optimizer, loss=loss, metrics=made_here)
+        average = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)] if averaging else []
+        keeper.set_model(trainer)
+        if state:
+            trainer.optimizer.build(trainer.trainable_variables)
+            keeper.resume(state)
+            train.skip(len(state.seconds))
+            log.info("%s: goes on after epoch %d, from %s", model.name, len(state.seconds), checkpoint.path)
+        if not (state and state.finished):
+            try:
+                trainer.fit(
+                    own_train,
+                    validation_data=own_validation,
+                    epochs=epochs,
+                    initial_epoch=len(keeper.seconds),
+                    shuffle=False,  # Batches draws its own order
+                    verbose=(1 if sys.stdout.isatty() else 2) if devices.leads else 0,
+                    callbacks=[*average, *bring_back, keeper],
+                )
+            except (KeyboardInterrupt, InputError):
+                keeper.save()
+                raise
     keeper.finish()
     best = max(keeper.gains) if keeper.best_epoch else start
     log.info("%s: best %s %.4f, after epoch %d of %d", model.name, monitor, best, keeper.best_epoch, epochs)
