@@ -24,7 +24,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from melanoma import backbones, calibration, classifier, command, folds, isic, plots, pretrained, stages, training
+from melanoma import (
+    backbones,
+    calibration,
+    classifier,
+    command,
+    devices,
+    folds,
+    isic,
+    plots,
+    pretrained,
+    stages,
+    training,
+)
 from melanoma.command import log
 from melanoma.errors import InputError, StageError
 
@@ -308,6 +320,7 @@ def take_pretrained(store: stages.Store, size: int, roi: str) -> tuple[classifie
 
 def main(arguments: argparse.Namespace) -> None:
     """Trains, or takes the pretrained networks; writes the probabilities of every split."""
+    devices.check()
     keras.config.set_dtype_policy(arguments.precision)
     made_with = {"weights_sha256": backbones.digest(arguments.weights), "keras_backend": keras.backend.backend()}
     store = stages.Store(arguments.data, stages.CLASSIFIER, vars(arguments) | made_with)

@@ -25,6 +25,7 @@ from typing import Any
 from melanoma import (
     backbones,
     command,
+    devices,
     folds,
     isic,
     masks,
@@ -250,6 +251,7 @@ def draw(store: stages.Store, arguments: argparse.Namespace) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     """Trains, or takes the pretrained network; predicts every split, scores those that have masks."""
+    devices.check()
     keras.utils.set_random_seed(arguments.seed)
     keras.config.set_dtype_policy(arguments.precision)
     made_with = {"weights_sha256": backbones.digest(arguments.weights), "keras_backend": keras.backend.backend()}

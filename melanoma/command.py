@@ -1,15 +1,17 @@
 """What every script's command line shares: flags, exit codes, progress, the closing line."""
 
 import argparse
+import contextlib
 import errno
 import logging
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+from melanoma import devices, runs
 from melanoma.errors import InputError
 
 from tqdm import tqdm
@@ -22,6 +24,7 @@ log = logging.getLogger("melanoma")
 DISK_ERRORS = {
     errno.ENOSPC,
     errno.EDQUOT,
+    errno.EFBIG,
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
@@ -145,26 +148,47 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def run(flags: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None]) -> None:
+def run(
+    flags: argparse.ArgumentParser,
+    main: Callable[[argparse.Namespace], None],
+    writes: Sequence[str] = ("data", "graphics"),
+) -> None:
     """Parses the command line, runs `main`, and exits.
 
-    Exit codes: 0 done; 2 bad usage or bad input; 3 an earlier stage is missing or stale; 130 interrupted; 1 a bug.
+    Exit codes: 0 done; 2 bad usage, bad input, or a machine that cannot; 3 an earlier stage is missing or stale; 130
+    interrupted; 1 a bug.
+
+    Args:
+        flags: the command line.
+        main: the work.
+        writes: settings that name folders to write to. They are tried before any work, and no other run may be at work
+            in that of "data"; members of a distributed job but for the first, which alone writes, do neither.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
     log.setLevel(logging.INFO)
     start = time.perf_counter()
     try:
-        main(flags.parse_args())
+        arguments = flags.parse_args()
+        with contextlib.ExitStack() as stack:
+            if runs.is_leader():
+                for name in writes:
+                    runs.check_writable(getattr(arguments, name))
+                if "data" in writes:
+                    stack.enter_context(runs.alone(arguments.data))
+            main(arguments)
     except InputError as error:
         print(f"{flags.prog}: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
         if error.errno not in DISK_ERRORS:
             raise
-        print(f"{flags.prog}: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
+        place = error.filename or "writing"
+        print(f"{flags.prog}: {place}: {error.strerror}; mend that and run the command again", file=sys.stderr)
         sys.exit(InputError.exit_code)
-    except MemoryError:
-        print(f"{flags.prog}: not enough memory for these settings", file=sys.stderr)
+    except Exception as error:
+        if not (words := devices.advice(error)):
+            raise
+        print(f"{flags.prog}: {words}", file=sys.stderr)
         sys.exit(InputError.exit_code)
     except KeyboardInterrupt:
         print(f"{flags.prog}: interrupted", file=sys.stderr)
