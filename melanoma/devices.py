@@ -4,18 +4,16 @@ import re
 
 from melanoma.errors import InputError
 
-ELSEWHERE = (
-    "compute with JAX (pip install -r requirements-jax.txt, then KERAS_BACKEND=jax before the command), "
-    "or on the CPU (CUDA_VISIBLE_DEVICES=-1 before the command)"
-)
+ON_CPU = "on the CPU (CUDA_VISIBLE_DEVICES=-1 before the command)"
+ELSEWHERE = f"compute with JAX (pip install -r requirements-jax.txt; KERAS_BACKEND=jax before the command), or {ON_CPU}"
 MEMORY = "not enough memory for these settings"
 ADVICE = {
     # The status of TensorFlow and JAX; TensorFlow's on a CPU; PyTorch's on a GPU and on a CPU.
-    r"RESOURCE_EXHAUSTED|ResourceExhausted|OOM when allocating|out of memory|can't allocate memory": (
-        f"{MEMORY}: try a smaller --batch-size or --network-size, or {ELSEWHERE}"
+    "resource_?exhausted|oom when allocating|out of memory|can't allocate memory": (
+        f"{MEMORY}: try a smaller --batch-size or --network-size, or compute {ON_CPU}"
     ),
     # Of CUDA, by TensorFlow and PyTorch: the library was built without code for this GPU.
-    r"no kernel image is available|CUDA_ERROR_(NO_BINARY_FOR_GPU|INVALID_PTX|UNSUPPORTED_PTX_VERSION)": (
+    "no kernel image is available|cuda_error_(no_binary_for_gpu|invalid_ptx|unsupported_ptx_version)": (
         f"the Keras backend has no code for this GPU: {ELSEWHERE}"
     ),
 }
@@ -29,7 +27,7 @@ def advice(error: Exception) -> str | None:
     if isinstance(error, MemoryError):
         return MEMORY
     said = f"{type(error).__name__}: {error}"
-    return next((words for pattern, words in ADVICE.items() if re.search(pattern, said)), None)
+    return next((words for pattern, words in ADVICE.items() if re.search(pattern, said, re.IGNORECASE)), None)
 
 
 def check() -> None:

@@ -168,6 +168,44 @@ def test_watched_jaccard_is_that_of_each_image() -> None:
     assert np.asarray(segnet.jaccard(truth, predicted)) == pytest.approx([1 / 3, 1])
 
 
+def one_step(model: keras.Model, loss: segnet.Loss | str, targets: np.ndarray, compiled: bool) -> list[float]:
+    """The loss before and after a training step, compiled by XLA or not compiled at all."""
+    # Plain descent: Adam divides gradients by their size, and so turns rounding into steps.
+    optimizer = keras.optimizers.SGD(1e-2)
+    model.compile(optimizer, loss=loss, jit_compile=compiled, run_eagerly=not compiled)
+    return [float(model.train_on_batch(photographs(4), targets)) for _ in range(2)]
+
+
+@pytest.mark.parametrize(
+    "design",
+    [
+        segnet.Design("segnet", SIZE, mean=[120.0] * 3, std=[50.0] * 3),
+        segnet.Design("unet", SIZE, "mobilenet"),
+        segnet.Design("segnet_vgg16", SIZE, "vgg16"),
+        None,
+    ],
+    ids=["segnet", "unet", "segnet_vgg16", "classifier"],
+)
+def test_training_compiled_by_xla_equals_training_step_by_step(design: segnet.Design | None) -> None:
+    # On a CPU Keras compiles with XLA only where it is told to, on a GPU wherever it can.
+    keras.utils.set_random_seed(0)
+    if design:
+        model, loss = segnet.build(design, SIZE), segnet.dice_cross_entropy
+        targets = np.zeros((4, SIZE, SIZE, 1), np.uint8)
+        targets[:, 8:20, 5:25] = 1
+    else:
+        network = classifier.build("mobilenet", SIZE, "none")
+        network.head.get_layer("dropout").rate = 0  # XLA draws other numbers
+        model, loss = network.model, "categorical_crossentropy"
+        targets = np.eye(3, dtype=np.float32)[[0, 1, 2, 0]]
+    start = model.get_weights()
+    expected = one_step(model, loss, targets, compiled=False)
+    model.set_weights(start)
+    found = one_step(model, loss, targets, compiled=True)
+    assert abs(expected[1] - expected[0]) > 0.01  # so the gradients count
+    assert found == pytest.approx(expected, abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("text", "name"),
     [
