@@ -274,7 +274,7 @@ def test_second_run_in_a_folder_is_refused(
 def test_other_members_of_a_distributed_job_take_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [stages.MASKING, *places(tmp_path)])
     monkeypatch.setenv("KERAS_DISTRIBUTION_PROCESS_ID", "1")
-    worked = []
+    worked: list[argparse.Namespace] = []
     with runs.alone(tmp_path / "data"):
         command.run(pipeline.parser(stages.MASKING), worked.append)
     assert len(worked) == 1
