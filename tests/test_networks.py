@@ -170,7 +170,7 @@ def test_watched_jaccard_is_that_of_each_image() -> None:
 
 
 def one_step(model: keras.Model, loss: Any, targets: np.ndarray, compiled: bool) -> tuple[float, np.ndarray]:
-    """The loss before a training step, compiled by XLA or not compiled at all, and what the step adds to the weights."""
+    """The loss before a training step, compiled by XLA or not at all, and what it adds to the weights."""
     start = model.get_weights()
     # Plain descent: Adam divides gradients by their size, and so turns rounding into steps.
     model.compile(keras.optimizers.SGD(1e-2), loss=loss, jit_compile=compiled, run_eagerly=not compiled)
