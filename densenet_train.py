@@ -33,6 +33,7 @@ from melanoma import (
     command,
     distribution,
     folds,
+    hardware,
     isic,
     pretrained,
     stages,
@@ -334,6 +335,7 @@ def take_pretrained(store: stages.Store, size: int, roi: str) -> tuple[classifie
 
 def main(arguments: argparse.Namespace) -> None:
     """Trains, or takes the pretrained networks; writes the probabilities of every split."""
+    hardware.check()
     keras.config.set_dtype_policy(arguments.precision)
     made_with = {"weights_sha256": backbones.digest(arguments.weights), "keras_backend": keras.backend.backend()}
     store = stages.Store(arguments.data, stages.CLASSIFIER, vars(arguments) | made_with)

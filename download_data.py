@@ -37,4 +37,4 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    command.run(parser(), main)
+    command.run(parser(), main, writes=("out",))

@@ -35,7 +35,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from melanoma import command, evaluation, folds, isic, metrics, plots, predictions, report, stages
+from melanoma import command, evaluation, folds, hardware, isic, metrics, plots, predictions, report, stages
 from melanoma.command import log
 from melanoma.errors import InputError, StageError
 from melanoma.evaluation import System, Thresholds
@@ -157,6 +157,7 @@ def judge_probe(store: stages.Store, name: str, labels: System, arguments: argpa
     """Judges the classifier on photographs without their lesion and with nothing else; draws where it looks."""
     from melanoma import classifier, probe  # with Keras, which nothing else here needs
 
+    hardware.check()
     (network, settings), judged = classifier.load(store, name), {}
     for split, labelled in labels.items():
         if split == "train":

@@ -29,6 +29,7 @@ from melanoma import (
     command,
     distribution,
     folds,
+    hardware,
     isic,
     masks,
     metrics,
@@ -267,6 +268,7 @@ def draw(store: stages.Store, arguments: argparse.Namespace) -> None:
 
 def main(arguments: argparse.Namespace) -> None:
     """Trains, or takes the pretrained network; predicts every split, scores those that have masks."""
+    hardware.check()
     keras.config.set_dtype_policy(arguments.precision)
     made_with = {"weights_sha256": backbones.digest(arguments.weights), "keras_backend": keras.backend.backend()}
     store = stages.Store(arguments.data, stages.SEGNET, vars(arguments) | made_with)

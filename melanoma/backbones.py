@@ -1,24 +1,30 @@
 """The backbones of `keras.applications`, for both networks: by name, with weights, and with their preprocessing."""
 
 import argparse
+import contextlib
 import inspect
+import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
+from typing import Any
 
-from melanoma import stages
+from melanoma import hardware, stages
 from melanoma.errors import InputError
 
+import h5py
 import keras
+import numpy as np
 from keras import layers
 from keras.applications import imagenet_utils
 
 # Keras' 0.99 and MobileNetV2's 0.999 need hundreds of steps to forget their start; an epoch here may have thirty.
 BATCHNORM_MOMENTUM = 0.9
 IMAGENET, NONE = "imagenet", "none"
+WEIGHT_FILES = (".h5", ".hdf5")  # what `save_weights` of Keras writes, and wrote before Keras 3
+WITHOUT = f"use --weights FILE or --weights {NONE}; --pretrained needs none"
 SCALINGS = ("caffe", "tf", "torch")  # Keras' names: BGR less its mean; -1 to 1; RGB standardised
 
 
@@ -49,18 +55,68 @@ def name_of(text: str) -> str:
 def load_weights(model: keras.Model, path: Path) -> None:
     """Loads a weight file into a model.
 
+    Weights are numbers: of a file that holds a whole model, and so perhaps code, nothing is read.
+
     Raises:
-        InputError: there is no such file, or it is of another architecture or corrupt.
+        InputError: there is no such file, or it is no weight file, of another architecture or corrupt, or holds NaN or
+            infinity.
     """
     if not path.is_file():
         raise InputError(f"--weights {path}: no such file; give a file, {IMAGENET} or {NONE}")
+    if path.suffix not in WEIGHT_FILES:
+        raise InputError(f"{path}: the name of a weight file ends in {' or '.join(WEIGHT_FILES)}")
     try:
+        with h5py.File(path) as file:
+            if "model_config" in file.attrs:
+                raise ValueError("it holds a whole model; save_weights of Keras writes weights alone")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Keras warns of every layer before it raises the error that counts
             model.load_weights(path)
-    except (ValueError, OSError, KeyError, BadZipFile) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"--weights {path} does not fit {model.name}: {reason}") from None
+    except Exception as error:  # a damaged file makes HDF5 and Keras raise nearly anything
+        if hardware.advice(error):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(f"{path} does not fit {model.name}: {reason}") from None
+    check_finite(model, str(path))
+
+
+def check_finite(model: keras.Model, source: str) -> None:
+    """Refuses weights that no training would mend.
+
+    Raises:
+        InputError: one is NaN or infinite.
+    """
+    if not all(np.isfinite(value).all() for value in model.get_weights()):
+        raise InputError(f"{source}: weights of {model.name} are NaN or infinite")
+
+
+@contextlib.contextmanager
+def downloads() -> Iterator[list[Path]]:
+    """Tells plainly what goes wrong while Keras fetches weights; gives the files that it took, from its cache or host.
+
+    Raises:
+        InputError: a file cannot be had, or its checksum is another than the one that Keras knows, if it knows one.
+    """
+    module: Any = sys.modules[keras.utils.get_file.__module__]
+    taken: list[Path] = []
+
+    def fetch(name: str, origin: str, **options: Any) -> str:
+        folder = Path(os.environ.get("KERAS_HOME", "~/.keras"), options["cache_subdir"])
+        known = options.get("file_hash") or options.get("md5_hash")
+        try:
+            taken.append(Path(get_file(name, origin, **options)))
+        except Exception as error:  # a bare Exception where the host does not answer
+            raise InputError(
+                f"{error}. Expected: {origin}, {f'with checksum {known}' if known else 'whose checksum is not known'}, "
+                f"in {folder}. Put the file there, or {WITHOUT}"
+            ) from None
+        return str(taken[-1])
+
+    get_file, module.get_file = module.get_file, fetch
+    try:
+        yield taken
+    finally:
+        module.get_file = get_file
 
 
 def build(name: str, size: int, weights: str, pooling: str | None = None) -> keras.Model:
@@ -80,20 +136,21 @@ def build(name: str, size: int, weights: str, pooling: str | None = None) -> ker
     """
     application = applications()[name]
     initial = IMAGENET if weights == IMAGENET else None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that MobileNets' weights for 224 pixels are taken for another size: good
+    with downloads() as taken, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that MobileNets' weights for 224 pixels are taken for another size: good
+        try:
             model = application.build(include_top=False, weights=initial, input_shape=(size, size, 3), pooling=pooling)
-    except Exception as error:  # Keras raises a bare Exception where its weight host does not answer
-        if initial and "URL fetch failure" in str(error):
-            raise InputError(
-                f"{error}. Without the network: put the file in Keras' cache (~/.keras/models), or use --weights FILE "
-                f"or --weights {NONE}"
-            ) from None
-        if isinstance(error, ValueError):
-            raise InputError(f"{name} with images of {size} pixels: {error}") from None
-        raise
-    if weights not in (IMAGENET, NONE):
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
+            if taken:
+                raise InputError(
+                    f"{taken[-1]}, which Keras fetched, is damaged ({error}): delete it and try again, or {WITHOUT}"
+                ) from None
+            if isinstance(error, ValueError):
+                raise InputError(f"{name} with images of {size} pixels: {error}") from None
+            raise
+    if initial:
+        check_finite(model, f"--weights {IMAGENET}")
+    elif weights != NONE:
         load_weights(model, Path(weights))
     for layer in model.layers:
         if isinstance(layer, layers.BatchNormalization):

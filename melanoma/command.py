@@ -1,17 +1,19 @@
 """What every script's command line shares: flags, exit codes, progress, the closing line."""
 
 import argparse
+import contextlib
 import errno
 import logging
 import resource
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
+from melanoma import hardware, runs
 from melanoma.errors import InputError
 
 from tqdm import tqdm
@@ -24,6 +26,7 @@ log = logging.getLogger("melanoma")
 DISK_ERRORS = {
     errno.ENOSPC,
     errno.EDQUOT,
+    errno.EFBIG,
     errno.EACCES,
     errno.EPERM,
     errno.EROFS,
@@ -169,27 +172,44 @@ def complaint(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, InputError):
         return str(error), error.exit_code
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-        return f"{error.filename or 'writing'}: {error.strerror}", InputError.exit_code
-    if isinstance(error, MemoryError):
-        return "not enough memory for these settings", InputError.exit_code
+        place = error.filename or "writing"
+        return f"{place}: {error.strerror}; mend that and run the command again", InputError.exit_code
     if isinstance(error, KeyboardInterrupt):
         by = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
         return "interrupted; the same command goes on", 128 + by
-    return None
+    advice = hardware.advice(error)
+    return (advice, InputError.exit_code) if advice else None
 
 
-def run(flags: argparse.ArgumentParser, main: Callable[[argparse.Namespace], None]) -> None:
+def run(
+    flags: argparse.ArgumentParser,
+    main: Callable[[argparse.Namespace], None],
+    writes: Sequence[str] = ("data", "graphics"),
+) -> None:
     """Parses the command line, runs `main`, and exits.
 
-    Exit codes: 0 done; 2 bad usage or bad input; 3 an earlier stage is missing or stale; 130 interrupted, 143 by
-    SIGTERM; 1 a bug.
+    Exit codes: 0 done; 2 bad usage, bad input, or a machine that cannot; 3 an earlier stage is missing or stale; 130
+    interrupted, 143 by SIGTERM; 1 a bug.
+
+    Args:
+        flags: the command line.
+        main: the work.
+        writes: settings that name folders to write to. They are tried before any work, and no other run may be at work
+            in that of "data"; members of a distributed job but for the first, which alone writes, do neither.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
     log.setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, terminate)
     start = time.perf_counter()
     try:
-        main(flags.parse_args())
+        arguments = flags.parse_args()
+        with contextlib.ExitStack() as stack:
+            if runs.is_leader():
+                for name in writes:
+                    runs.check_writable(getattr(arguments, name))
+                if "data" in writes:
+                    stack.enter_context(runs.alone(arguments.data))
+            main(arguments)
     except BaseException as error:
         if not (found := complaint(error)):
             raise

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from melanoma import stages
+
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
@@ -41,10 +43,8 @@ class Curve:
 
 def save(figure: Figure, path: Path, dpi: int = DPI) -> None:
     """Writes a figure as PNG, whole or not at all, and makes its folder where needed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, dpi=dpi, format="png")
-    temporary.replace(path)
+    with stages.whole(path) as stream:
+        figure.savefig(stream, dpi=dpi, format="png")
 
 
 def sheet(path: Path, rows: Sequence[Sequence[Tile]], title: str) -> None:

@@ -8,6 +8,7 @@ with what is needed to use them, figures, data, settings and seed, machine and v
 """
 
 import argparse
+import io
 import json
 import platform
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ import numpy as np
 
 FOLDER = Path(__file__).parent.parent / "pretrained"
 SEGNET, CLASSIFIER = "segnet", "classifier"
+WITHOUT = "it comes with the scripts: fetch it from there again, or train, without --pretrained"
 PATHS = ("data", "graphics", "weights")  # settings of which only the last part is anybody else's business
 
 
@@ -33,28 +35,26 @@ def halve(source: Path, target: Path) -> None:
     Raises:
         InputError: a weight is beyond float16; what was at the target stays.
     """
-    temporary = target.with_name(f".{target.name}.tmp")
-    try:
-        with h5py.File(source) as old, h5py.File(temporary, "w") as new:
+    packed = io.BytesIO()  # see `stages.WeightFile`
+    with h5py.File(source) as old, h5py.File(packed, "w") as new:
 
-            def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
-                if isinstance(item, h5py.Group):
-                    place = new.require_group(name)
-                else:
-                    content = item[()]
-                    if content.ndim > 1:
-                        with np.errstate(over="ignore"):  # judged below
-                            content = content.astype(np.float16)
-                    if not np.isfinite(content).all():
-                        raise InputError(f"{source}: {name} has values beyond float16")
-                    place = new.create_dataset(name, data=content)
-                place.attrs.update(item.attrs)
+        def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
+            if isinstance(item, h5py.Group):
+                place = new.require_group(name)
+            else:
+                content = item[()]
+                if content.ndim > 1:
+                    with np.errstate(over="ignore"):  # judged below
+                        content = content.astype(np.float16)
+                if not np.isfinite(content).all():
+                    raise InputError(f"{source}: {name} has values beyond float16")
+                place = new.create_dataset(name, data=content)
+            place.attrs.update(item.attrs)
 
-            old.visititems(copy)
-            new.attrs.update(old.attrs)
-        temporary.replace(target)
-    finally:
-        temporary.unlink(missing_ok=True)
+        old.visititems(copy)
+        new.attrs.update(old.attrs)
+    with stages.whole(target) as stream:
+        stream.write(packed.getbuffer())
 
 
 def read(network: str) -> tuple[dict[str, Any], list[Path]]:
@@ -65,14 +65,14 @@ def read(network: str) -> tuple[dict[str, Any], list[Path]]:
     """
     noted = FOLDER / f"{network}.json"
     if not noted.is_file():
-        raise InputError(f"--pretrained: {noted} is needed; it comes with the scripts")
+        raise InputError(f"--pretrained: {noted} is needed; {WITHOUT}")
     settings = json.loads(noted.read_text(encoding="utf-8"))
     for name, expected in settings["sha256"].items():
         path = FOLDER / name
         if not path.is_file():
-            raise InputError(f"--pretrained: {path} is needed; it comes with the scripts")
+            raise InputError(f"--pretrained: {path} is needed; {WITHOUT}")
         if (found := stages.sha256(path)) != expected:
-            raise InputError(f"--pretrained: {path} has SHA-256 {found}, expected {expected}")
+            raise InputError(f"--pretrained: {path} has SHA-256 {found}, expected {expected}; {WITHOUT}")
     return settings, [FOLDER / name for name in settings["sha256"]]
 
 
@@ -201,4 +201,4 @@ def parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    command.run(parser(), main)
+    command.run(parser(), main, writes=())

@@ -9,7 +9,9 @@ Save: check against the contract, temporary file in the same folder, fsync, rena
 Load: check against contract and manifest, no pickles, memory-mapped.
 """
 
+import contextlib
 import hashlib
+import io
 import json
 import os
 import platform
@@ -20,8 +22,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from melanoma.checkpoints import Checkpoint
 from melanoma.errors import InputError, StageError
@@ -97,11 +98,22 @@ ROW_BLOCK = 64  # images read at a time by `Store.blocks`: 12 MB at 256 pixels
 PACKAGES = ("tensorflow", "keras", "jax", "torch", "numpy", "scikit-image", "scikit-learn", "pillow")
 
 
+class WeightFile(io.BytesIO):
+    """A weight file in memory.
+
+    HDF5 does not write to the disk itself: where that is full, it takes the process down, at the latest as that ends.
+    """
+
+    def __str__(self) -> str:
+        """A name, by which Keras knows the format."""
+        return ".weights.h5"
+
+
 class SavesWeights(Protocol):
     """What `Store.save_weights` needs of a Keras model."""
 
-    def save_weights(self, filepath: str) -> None:
-        """Writes the weights to a file whose name ends in .weights.h5."""
+    def save_weights(self, filepath: WeightFile) -> None:
+        """Writes the weights."""
 
 
 def versions() -> dict[str, str]:
@@ -124,18 +136,33 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def write_text(path: Path, content: str) -> None:
-    """Writes text so that the old file or the new one is there at any moment, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the path, and the place of an older one there, once it is complete; else it is gone.
+
+    Raises:
+        OSError: it cannot be written; the path is its filename, also where the disk is full.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.write(content)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w+b") as stream:
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where nothing can be written nothing is there
+            temporary.unlink()
+
+
+def write_text(path: Path, content: str) -> None:
+    """Writes text, whole or not at all."""
+    with whole(path) as stream:
+        stream.write(content.encode())
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -284,8 +311,15 @@ class Store:
         Raises:
             StageError: it is missing, changed, stale, of another shape than the contract's, or shorter than the run
                 needs; the message names the script to run.
+            InputError: it holds values outside the contract, of which NaN and infinity are; of arrays of floats alone,
+                for the others cannot hold these and are large.
         """
         array = self._map(name, **fields)
+        if array.dtype.kind == "f":
+            try:
+                check_values(self.path(name, **fields), FILES[name], array)
+            except InputError as error:
+                raise InputError(f"{error}: delete it and run {FILES[name].writer} again") from None
         wanted = self.rows(fields["split"])
         if len(array) < wanted:
             raise StageError(
@@ -317,8 +351,11 @@ class Store:
 
     # ------------------------------------------------------------------ save
 
-    def writer(self, name: str, rows: int, shape: tuple[int, ...], dtype: str = "", **fields: str) -> "ArrayWriter":
-        """Opens an array of the contract for writing, block by block.
+    @contextlib.contextmanager
+    def writer(
+        self, name: str, rows: int, shape: tuple[int, ...], dtype: str = "", **fields: str
+    ) -> Iterator["ArrayWriter"]:
+        """Opens an array of the contract for writing, block by block; on an error the old file stays.
 
         Args:
             name: key of FILES.
@@ -326,9 +363,19 @@ class Store:
             shape: of one row.
             dtype: only for strings, with their length.
             fields: what its path needs.
+
+        Raises:
+            InputError: dtype or shape is outside the contract, or more or fewer rows came.
         """
-        file = FILES[name]
-        return ArrayWriter(self, file, self.path(name, **fields), np.dtype(dtype or file.dtype), (rows, *shape))
+        file, path = FILES[name], self.path(name, **fields)
+        kind = np.dtype(dtype or file.dtype)
+        check_shape(path, file, kind, (rows, *shape))
+        with whole(path) as stream:
+            out = ArrayWriter(stream, path, file, kind, (rows, *shape))
+            yield out
+            if out.done != rows:
+                raise InputError(f"{path}: {rows} rows announced, {out.done} written")
+        self._record(path, out.digest.hexdigest(), {"dtype": str(kind), "shape": (rows, *shape)})
 
     def save(self, name: str, array: np.ndarray, **fields: str) -> None:
         """Writes a whole array of the contract.
@@ -341,18 +388,11 @@ class Store:
 
     def save_weights(self, name: str, model: SavesWeights, **fields: str) -> Path:
         """Writes a model's weights and returns where."""
-        path = self.path(name, **fields)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name.removesuffix('.weights.h5')}.tmp.weights.h5")
-        try:
-            model.save_weights(str(temporary))
-            with temporary.open("rb") as stream:
-                os.fsync(stream.fileno())
-            digest = sha256(temporary)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        self._record(path, digest, {})
+        path, content = self.path(name, **fields), WeightFile()
+        model.save_weights(content)
+        with whole(path) as stream:
+            stream.write(content.getbuffer())
+        self._record(path, hashlib.sha256(content.getbuffer()).hexdigest(), {})
         return path
 
     def save_json(self, name: str, content: dict[str, Any], **fields: str) -> None:
@@ -435,30 +475,38 @@ def check_shape(path: Path, file: File, dtype: np.dtype, shape: tuple[int, ...])
         raise InputError(f"{path}: expected {file.dtype} {file.shape}, found {dtype} {shape}")
 
 
-class ArrayWriter:
-    """A `.npy` file written front to back, hashed and checked on the way; a context manager.
+def check_values(path: Path, file: File, array: np.ndarray) -> None:
+    """Checks numbers against the contract.
 
-    Only when all rows have come does it take its name and its manifest entry; on an error the old file stays.
+    Raises:
+        InputError: one is out of range, NaN or infinite.
+    """
+    if array.size:
+        low, high = array.min(), array.max()
+        if not (np.isfinite([low, high]).all() and file.low <= low <= high <= file.high):
+            raise InputError(f"{path}: values {file.low} to {file.high} expected, found {low} to {high}")
+
+
+class ArrayWriter:
+    """Writes the rows of a `.npy` file front to back, checks them and hashes them on the way; of `Store.writer`.
+
     Plain writes, not a memory map: mapped pages would count as this process's memory.
     """
 
-    def __init__(self, store: Store, file: File, path: Path, dtype: np.dtype, shape: tuple[int, ...]) -> None:
-        """See `Store.writer`."""
-        check_shape(path, file, dtype, shape)
-        self.store, self.file, self.path, self.dtype, self.shape = store, file, path, dtype, shape
+    def __init__(self, stream: BinaryIO, path: Path, file: File, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+        """Writes the header."""
+        self.stream, self.path, self.file, self.dtype, self.shape = stream, path, file, dtype, shape
         self.done = 0
         self.digest = hashlib.sha256()
-        self.temporary = path.with_name(f".{path.name}.tmp")
+        header = io.BytesIO()
+        facts = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(header, facts)
+        self._write(header.getvalue())
 
-    def __enter__(self) -> "ArrayWriter":
-        """Opens the temporary file and writes its header."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.stream = self.temporary.open("w+b")
-        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": self.shape}
-        np.lib.format.write_array_header_1_0(self.stream, header)
-        self.stream.seek(0)
-        self.digest.update(self.stream.read())
-        return self
+    def _write(self, content: bytes) -> None:
+        self.stream.write(content)
+        self.stream.flush()  # a full disk is met here, and not when other files of the same run are in place already
+        self.digest.update(content)
 
     def append(self, block: np.ndarray) -> None:
         """Writes the next rows.
@@ -466,32 +514,11 @@ class ArrayWriter:
         Raises:
             InputError: dtype, shape or a value is outside the contract; NaN and infinity are.
         """
-        file = self.file
         if block.dtype != self.dtype or block.shape[1:] != self.shape[1:]:
             raise InputError(
                 f"{self.path}: rows of {self.dtype} {self.shape[1:]} expected, {block.dtype} {block.shape}"
             )
-        if block.dtype.kind != "U" and len(block):
-            low, high = block.min(), block.max()
-            if not (np.isfinite([low, high]).all() and file.low <= low <= high <= file.high):
-                raise InputError(f"{self.path}: values {file.low} to {file.high} expected, found {low} to {high}")
-        content = np.ascontiguousarray(block).tobytes()
-        self.stream.write(content)
-        self.digest.update(content)
+        if block.dtype.kind != "U":
+            check_values(self.path, self.file, block)
+        self._write(np.ascontiguousarray(block).tobytes())
         self.done += len(block)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Finishes the file, or takes the temporary one away."""
-        try:
-            with self.stream:
-                if kind is None and self.done != self.shape[0]:
-                    raise InputError(f"{self.path}: {self.shape[0]} rows announced, {self.done} written")
-                self.stream.flush()
-                os.fsync(self.stream.fileno())
-            if kind is None:
-                self.temporary.replace(self.path)
-                self.store._record(self.path, self.digest.hexdigest(), {"dtype": str(self.dtype), "shape": self.shape})
-        finally:
-            self.temporary.unlink(missing_ok=True)

@@ -2,8 +2,10 @@
 
 import argparse
 import importlib
+import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -95,3 +97,30 @@ def reader(folder: Path) -> stages.Store:
 
 def array_bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((folder / "data" / "arrays").iterdir())}
+
+
+def hidden(folder: Path) -> list[str]:
+    """What a run that ended badly may have forgotten."""
+    return [path.name for path in folder.rglob(".*")]
+
+
+def rewrite_entry(data: Path, path: Path) -> None:
+    """Makes the manifest agree with what lies at `path`."""
+    manifest = stages.Store(data, stages.EVALUATION, {}).manifest
+    status = path.stat()
+    manifest[path.relative_to(data).as_posix()] |= {
+        "sha256": stages.sha256(path),
+        "bytes": status.st_size,
+        "modified": status.st_mtime_ns,
+    }
+    stages.write_json(data / "manifest.json", manifest)
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Callable[..., None], tuple[str]]:
+        return os.mkdir, (str(self.folder),)

@@ -3,6 +3,7 @@
 import math
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from melanoma import backbones, classifier, segnet
 from melanoma.errors import InputError
@@ -166,6 +167,47 @@ def test_watched_jaccard_is_that_of_each_image() -> None:
     truth = np.array([[1, 1, 0, 0], [0, 0, 0, 0]], np.uint8).reshape(2, 2, 2, 1)
     predicted = np.array([[0.9, 0.4, 0.6, 0.1], [0.1, 0.2, 0.3, 0.4]], np.float32).reshape(2, 2, 2, 1)
     assert np.asarray(segnet.jaccard(truth, predicted)) == pytest.approx([1 / 3, 1])
+
+
+def one_step(model: keras.Model, loss: Any, targets: np.ndarray, compiled: bool) -> tuple[float, np.ndarray]:
+    """The loss before a training step, compiled by XLA or not at all, and what it adds to the weights."""
+    start = model.get_weights()
+    # Plain descent: Adam divides gradients by their size, and so turns rounding into steps.
+    model.compile(keras.optimizers.SGD(1e-2), loss=loss, jit_compile=compiled, run_eagerly=not compiled)
+    before = float(model.train_on_batch(photographs(4), targets))
+    step = np.concatenate([(new - old).ravel() for new, old in zip(model.get_weights(), start, strict=True)])
+    model.set_weights(start)
+    return before, step
+
+
+@pytest.mark.parametrize(
+    "design",
+    [
+        segnet.Design("segnet", SIZE, mean=[120.0] * 3, std=[50.0] * 3),
+        segnet.Design("unet", SIZE, "mobilenet"),
+        segnet.Design("segnet_vgg16", SIZE, "vgg16"),
+        None,
+    ],
+    ids=["segnet", "unet", "segnet_vgg16", "classifier"],
+)
+def test_training_compiled_by_xla_equals_training_step_by_step(design: segnet.Design | None) -> None:
+    # On a CPU Keras compiles with XLA only where it is told to, on a GPU wherever it can.
+    keras.utils.set_random_seed(0)
+    model: keras.Model
+    loss: Any
+    targets: np.ndarray
+    if design:
+        model, loss = segnet.build(design, SIZE), segnet.dice_cross_entropy
+        targets = np.zeros((4, SIZE, SIZE, 1), np.uint8)
+        targets[:, 8:20, 5:25] = 1
+    else:
+        network = classifier.build("mobilenet", SIZE, "none")
+        network.head.get_layer("dropout").rate = 0  # XLA draws other numbers
+        model, loss = network.model, "categorical_crossentropy"
+        targets = np.eye(3, dtype=np.float32)[[0, 1, 2, 0]]
+    (expected, step), (found, compiled_step) = (one_step(model, loss, targets, compiled) for compiled in (False, True))
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert np.linalg.norm(compiled_step - step) < 0.01 * np.linalg.norm(step)  # 4e-4 and less were seen
 
 
 @pytest.mark.parametrize(

@@ -92,13 +92,34 @@ def test_networks_of_folds_are_trained_without_the_photographs_of_their_fold(
     assert {path.name for path in weights.glob("segnet*.h5")} == {f"segnet_fold{k}.weights.h5" for k in (1, 2)}
 
 
-def test_half_precision_in_computation_leaves_results_of_full_precision(own_chain: Path) -> None:
-    pipeline.outline(own_chain, "--precision", "mixed_bfloat16")
-    pipeline.run(stages.MASKING, own_chain)
-    pipeline.classify(own_chain, "--precision", "mixed_bfloat16")
-    assert reader(own_chain).load("probabilities", split="val").dtype == np.float32
-    assert np.isfinite(reader(own_chain).load("probabilities", split="val")).all()
-    keras.config.set_dtype_policy("float32")
+@pytest.mark.parametrize(("precision", "scales"), [("mixed_bfloat16", 0), ("mixed_float16", 3)])
+def test_half_precision_in_computation_leaves_results_of_full_precision(
+    precision: str, scales: int, own_chain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scaled = []  # of float16, whose gradients would vanish: lesions, head, everything
+    scale = keras.optimizers.LossScaleOptimizer.scale_loss
+
+    def counting(optimizer: keras.optimizers.LossScaleOptimizer, loss: keras.KerasTensor) -> keras.KerasTensor:
+        scaled.append(optimizer)
+        return scale(optimizer, loss)
+
+    monkeypatch.setattr(keras.optimizers.LossScaleOptimizer, "scale_loss", counting)
+    flags = ("--precision", precision, "--averaging", "0.9")
+    try:
+        pipeline.outline(own_chain, *flags)
+        pipeline.run(stages.MASKING, own_chain)
+        pipeline.classify(own_chain, *flags)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert len({id(optimizer) for optimizer in scaled}) == scales
+    store = reader(own_chain)
+    probabilities = store.load("probabilities", split="val")
+    assert probabilities.dtype == np.float32 and np.isfinite(probabilities).all()
+    settings = [store.path("segnet_settings"), store.path("classifier_settings", backbone=pipeline.BACKBONE)]
+    trainings = [json.loads(settings[0].read_text())["training"][0]]
+    trainings += json.loads(settings[1].read_text())["members"][""].values()
+    assert len(trainings) == 3
+    assert all(np.isfinite(values).all() for training in trainings for values in training["history"].values())
 
 
 def test_figures_of_another_run_are_not_packed(shipped: Path) -> None:

@@ -8,6 +8,7 @@ from melanoma import stages
 from melanoma.errors import InputError, StageError
 
 import numpy as np
+import pipeline
 import pytest
 
 ROWS, SIZE = 5, 4
@@ -44,28 +45,12 @@ def images_path(folder: Path) -> Path:
     return store(folder).path("images", split="train")
 
 
-def hidden(folder: Path) -> list[str]:
-    return [path.name for path in folder.rglob(".*")]
-
-
-def rewrite_entry(folder: Path, path: Path) -> None:
-    """Makes the manifest agree with what lies at `path`."""
-    manifest = store(folder).manifest
-    status = path.stat()
-    manifest[path.relative_to(folder).as_posix()] |= {
-        "sha256": stages.sha256(path),
-        "bytes": status.st_size,
-        "modified": status.st_mtime_ns,
-    }
-    stages.write_json(folder / "manifest.json", manifest)
-
-
 def test_arrays_come_back_as_saved(tmp_path: Path) -> None:
     step1(tmp_path)
     back = store(tmp_path)
     assert np.array_equal(back.load("images", split="train"), random(3, 256))
     assert back.load("ids", split="train").tolist() == [f"ISIC_{row:07d}" for row in range(ROWS)]
-    assert hidden(tmp_path) == []
+    assert pipeline.hidden(tmp_path) == []
 
 
 def test_loaded_arrays_are_memory_mapped_and_read_only(tmp_path: Path) -> None:
@@ -117,7 +102,7 @@ def test_what_breaks_the_contract_is_not_saved(tmp_path: Path, name: str, array:
         store(tmp_path).save(name, array, split="train")
     assert not store(tmp_path).has(name, split="train")
     assert not store(tmp_path).path(name, split="train").exists()
-    assert hidden(tmp_path) == []
+    assert pipeline.hidden(tmp_path) == []
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -158,7 +143,7 @@ def test_old_array_stays_whole_when_writing_fails(tmp_path: Path, fail: Callable
     with pytest.raises(InputError):
         fail(tmp_path)
     assert np.array_equal(store(tmp_path).load("masks", split="train"), random(1, 2, seed=9))
-    assert hidden(tmp_path) == []
+    assert pipeline.hidden(tmp_path) == []
 
 
 def test_missing_file_names_the_script_to_run(tmp_path: Path) -> None:
@@ -210,26 +195,16 @@ def test_array_of_another_size_is_refused(tmp_path: Path) -> None:
 def test_contract_holds_on_load_even_where_the_manifest_agrees(tmp_path: Path, array: np.ndarray) -> None:
     step1(tmp_path)
     np.save(images_path(tmp_path), array)
-    rewrite_entry(tmp_path, images_path(tmp_path))
+    pipeline.rewrite_entry(tmp_path, images_path(tmp_path))
     with pytest.raises(StageError, match="expected uint8"):
         store(tmp_path).load("images", split="train")
-
-
-class Trap:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> tuple[Callable[..., None], tuple[str]]:
-        return os.mkdir, (str(self.folder),)
 
 
 def test_pickled_objects_are_refused_and_not_run(tmp_path: Path) -> None:
     step1(tmp_path)
     path, sprung = images_path(tmp_path), tmp_path / "sprung"
-    np.save(path, np.array([Trap(sprung)], dtype=object), allow_pickle=True)
-    rewrite_entry(tmp_path, path)
+    np.save(path, np.array([pipeline.Trap(sprung)], dtype=object), allow_pickle=True)
+    pipeline.rewrite_entry(tmp_path, path)
     with pytest.raises(StageError, match="no plain array"):
         store(tmp_path).load("images", split="train")
     assert not sprung.exists()
@@ -318,4 +293,4 @@ def test_json_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(TypeError):
         stages.write_json(path, {"a": 2, "b": object()})
     assert path.read_text() == '{\n "a": 1\n}\n'
-    assert hidden(tmp_path) == []
+    assert pipeline.hidden(tmp_path) == []
