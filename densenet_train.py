@@ -29,6 +29,7 @@ from typing import Any
 from melanoma import (
     backbones,
     calibration,
+    checkpoints,
     classifier,
     command,
     distribution,
@@ -185,7 +186,7 @@ def fit(
         learning_rate=(own and arguments.learning_rate) or LEARNING_RATE[phase],
         averaging=arguments.averaging,
         patience=PATIENCE,
-        checkpoint=store.checkpoint(arguments.backbone, name),
+        checkpoint=checkpoints.of_training(store, arguments.backbone, name),
         draw=partial(
             training.record,
             arguments.graphics / name,
@@ -240,7 +241,7 @@ def train_all(
 ) -> tuple[list[classifier.Classifier], dict[str, Any], np.ndarray | None]:
     """Trains a network for every fold and seed; returns them, what to note of each, and who has not seen which row."""
     if arguments.restart and devices.leads:
-        store.remove_checkpoints(arguments.backbone)
+        checkpoints.remove(store, arguments.backbone)
     devices.wait()
     labels, ids = diagnoses(store), store.load("ids", split="train").tolist()
     members = folds.members(arguments.folds, arguments.seeds, arguments.seed)
@@ -373,7 +374,7 @@ def main(arguments: argparse.Namespace) -> None:
     for split, probabilities in found.items():
         store.save("probabilities", probabilities, split=split)
     if not arguments.pretrained:
-        store.remove_checkpoints(arguments.backbone)
+        checkpoints.remove(store, arguments.backbone)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from typing import Any
 
 from melanoma import (
     backbones,
+    checkpoints,
     command,
     distribution,
     folds,
@@ -147,7 +148,7 @@ def train(
         learning_rate=arguments.learning_rate,
         averaging=arguments.averaging,
         patience=PATIENCE,
-        checkpoint=store.checkpoint(SEGNET, f"{SEGNET}{member.name}"),
+        checkpoint=checkpoints.of_training(store, SEGNET, f"{SEGNET}{member.name}"),
         draw=partial(
             training.record,
             arguments.graphics / f"{SEGNET}{member.name}",
@@ -170,7 +171,7 @@ def train_all(
 ) -> tuple[list[keras.Model], dict[str, Any]]:
     """Trains a network for every fold; returns them and what to note of them."""
     if arguments.restart and devices.leads:
-        store.remove_checkpoints(SEGNET)
+        checkpoints.remove(store, SEGNET)
     devices.wait()
     design = design_of(store, arguments)
     learnable = folds.photographs(store.load("ids", split="train").tolist())
@@ -326,7 +327,7 @@ def main(arguments: argparse.Namespace) -> None:
         for line in command.table(scored["figures"], scored["intervals"]):
             log.info("%s", line)
     if not arguments.pretrained:
-        store.remove_checkpoints(SEGNET)
+        checkpoints.remove(store, SEGNET)
 
 
 if __name__ == "__main__":

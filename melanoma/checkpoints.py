@@ -1,12 +1,13 @@
 """The state of a training between two epochs, in one file that is replaced whole: a kill loses what came since."""
 
 import json
-import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
+from melanoma import stages
 from melanoma.errors import InputError
 
 import numpy as np
@@ -26,6 +27,9 @@ class State:
 
 
 ARRAYS = ("variables", "best")
+# Settings that no training depends on: where things lie, what is done with the network afterwards, and what computed
+# the features, for these are among the arrays.
+OF_NO_TRAINING = ("data", "graphics", "weights", "restart", "turns", "clean", "threshold", "distribute", "inference")
 
 
 class Checkpoint:
@@ -41,16 +45,8 @@ class Checkpoint:
         entries: dict[str, Any] = {FACTS: json.dumps(facts), MADE_WITH: json.dumps(self.made_with)}
         for kind in ARRAYS:
             entries |= {f"{kind}{place:05d}": array for place, array in enumerate(getattr(state, kind))}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.name}.tmp")
-        try:
-            with temporary.open("wb") as stream:
-                np.savez(stream, **entries)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with stages.whole(self.path) as stream:
+            np.savez(stream, **entries)
 
     def load(self) -> State | None:
         """The state that was saved last; None where there is none.
@@ -74,3 +70,23 @@ class Checkpoint:
                 "go on with those, or train anew with --restart"
             )
         return State(**facts, variables=arrays["variables"], best=arrays["best"])
+
+
+def of_training(store: stages.Store, network: str, training: str) -> Checkpoint:
+    """Where the state of one training of a network lies, with the settings and arrays of this moment."""
+    settings = {key: value for key, value in store.settings.items() if key not in OF_NO_TRAINING}
+    arrays = {key: digest for key, digest in store.inputs.items() if key.endswith(".npy")}
+    return Checkpoint(folder(store, network) / f"{training}.npz", settings | arrays)
+
+
+def remove(store: stages.Store, network: str) -> None:
+    """Takes the states of all trainings of a network away."""
+    place = folder(store, network)
+    shutil.rmtree(place, ignore_errors=True)
+    if place.parent.is_dir() and not any(place.parent.iterdir()):
+        place.parent.rmdir()
+
+
+def folder(store: stages.Store, network: str) -> Path:
+    """Where the states of the trainings of a network lie."""
+    return store.data / "checkpoints" / network

@@ -16,7 +16,6 @@ import json
 import os
 import platform
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,7 +23,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from melanoma.checkpoints import Checkpoint
 from melanoma.errors import InputError, StageError
 from melanoma.isic import SPLITS
 
@@ -85,10 +83,6 @@ FILES = {
     ),
     "thresholds": File("weights/thresholds.json", EVALUATION, ()),
 }
-
-# Settings that no training depends on: where things lie, what is done with the network afterwards, and what computed
-# the features, for these are among the arrays.
-OF_NO_TRAINING = ("data", "graphics", "weights", "restart", "turns", "clean", "threshold", "distribute", "inference")
 
 MEMBER_NAME = re.compile(r"(_fold\d+)?(_seed\d+)?")  # what {member} may be, see `folds.members`
 
@@ -418,22 +412,6 @@ class Store:
         for member in gone:
             self.remove(name, member=member, **fields)
         return gone
-
-    def checkpoint(self, network: str, training: str) -> Checkpoint:
-        """Where the state of one training of a network lies, until the script has done its work."""
-        settings = {key: value for key, value in self.settings.items() if key not in OF_NO_TRAINING}
-        arrays = {key: digest for key, digest in self.inputs.items() if key.endswith(".npy")}
-        return Checkpoint(self._checkpoints(network) / f"{training}.npz", settings | arrays)
-
-    def remove_checkpoints(self, network: str) -> None:
-        """Takes the states of all trainings of a network away."""
-        folder = self._checkpoints(network)
-        shutil.rmtree(folder, ignore_errors=True)
-        if folder.parent.is_dir() and not any(folder.parent.iterdir()):
-            folder.parent.rmdir()
-
-    def _checkpoints(self, network: str) -> Path:
-        return self.data / "checkpoints" / network
 
     def provenance(self) -> dict[str, Any]:
         """What this run's results rest on: its settings, versions, and of every file behind them what made it."""
