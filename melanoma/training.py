@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from melanoma import augment, command
+from melanoma import augment, command, inference
 from melanoma.command import log
 from melanoma.errors import InputError
 
@@ -232,7 +232,7 @@ def in_batches(
         yield np.asarray(compute(filled))[: len(batch)]
 
 
-def mean_output(models: Sequence[keras.Model], images: np.ndarray, turns: bool) -> np.ndarray:
+def mean_output(models: Sequence[inference.Network], images: np.ndarray, turns: bool) -> np.ndarray:
     """The mean over models, and over the 8 flips and quarter turns of the images where asked.
 
     Args:
@@ -253,6 +253,18 @@ def mean_output(models: Sequence[keras.Model], images: np.ndarray, turns: bool) 
     return total / (len(models) * len(variants))
 
 
+@dataclass
+class Predictions:
+    """Predictions, a block at a time, and what computes them."""
+
+    inference: inference.Inference
+    blocks: Iterator[np.ndarray]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """The blocks that have not come yet."""
+        return self.blocks
+
+
 def predict(
     models: Sequence[keras.Model],
     images: np.ndarray,
@@ -260,7 +272,7 @@ def predict(
     label: str,
     turns: bool = False,
     own: np.ndarray | None = None,
-) -> Iterator[np.ndarray]:
+) -> Predictions:
     """`mean_output` of many images, a block at a time, so that they need not fit in memory together.
 
     Args:
@@ -271,6 +283,21 @@ def predict(
         turns: see `mean_output`.
         own: bool (N, number of models), whose mean counts for each image; None: all models' for every image.
     """
+    views = len(images) * (augment.TURNS if turns else 1) * (1.0 if own is None else float(own.mean()))
+    chosen = inference.Inference(models, views)
+    return Predictions(chosen, _blocks(chosen, images, batch_size, label, turns, own))
+
+
+def _blocks(
+    chosen: inference.Inference,
+    images: np.ndarray,
+    batch_size: int,
+    label: str,
+    turns: bool,
+    own: np.ndarray | None,
+) -> Iterator[np.ndarray]:
+    """What `predict` gives."""
+    models = chosen.networks()
     block = BATCHES * batch_size * len(models)
     starts = range(0, len(images), block)
     for start in command.progress(starts, label, len(starts)):
