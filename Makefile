@@ -45,8 +45,9 @@ lock: $(ENVIRONMENT)/requirements-dev.installed  ## newest versions into the loc
 	$(LOCK) requirements.in -o requirements.txt
 	$(LOCK) requirements-gpu.in -c requirements.txt -o requirements-gpu.txt
 	$(LOCK) requirements-jax.in -c requirements.txt -o requirements-jax.txt
+	$(LOCK) requirements-cpu.in -c requirements.txt -o requirements-cpu.txt
 	$(LOCK) requirements-cluster.in -c requirements.txt -o requirements-cluster.txt
-	$(LOCK) requirements-dev.in -c requirements-cluster.txt -o requirements-dev.txt
+	$(LOCK) requirements-dev.in -c requirements-cluster.txt -c requirements-cpu.txt -o requirements-dev.txt
 	$(LOCK) benchmarks/requirements.in -c requirements.txt -o benchmarks/requirements.txt
 
 clean:  ## takes environment and demo away

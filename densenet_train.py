@@ -52,7 +52,7 @@ EPOCHS = {"head": 60, "full": 15}
 LEARNING_RATE = {"head": 1e-3, "full": 1e-4}  # full training starts from weights worth keeping
 AVERAGING = 0.0
 PATIENCE = 10  # epochs without a better validation AUC
-# Settings that the features depend on.
+# Settings that the features depend on, beside what computes them.
 OF_FEATURES = ("backbone", "weights_sha256", "scaling", "precision", "network_size", "keras_backend")
 # What --pretrained leaves no use for.
 OF_TRAINING = (
@@ -135,14 +135,16 @@ def features(
     batch: int,
 ) -> np.ndarray:
     """The frozen backbone's features of a split, computed once, by the process that leads, and kept."""
-    backbone = made_with["backbone"]
+    backbone, masked = made_with["backbone"], store.load("masked", split=split)
+    found = training.predict([extract], masked, batch, f"features of {split}")
+    made_with = made_with | {"inference": found.inference.name}
     if not devices.leads or store.reusable("features", made_with, split=split, backbone=backbone):
         log.info("features of %s are there already", split)
     else:
-        masked = store.load("masked", split=split)
         with store.writer("features", len(masked), extract.output_shape[1:], split=split, backbone=backbone) as file:
-            for block in training.predict([extract], masked, batch, f"features of {split}"):
+            for block in found:
                 file.append(block)
+            store.settings["inference"] = found.inference.name
     devices.wait()
     return np.array(store.load("features", split=split, backbone=backbone))
 
@@ -267,16 +269,20 @@ def judged(
     store: stages.Store, ensemble: classifier.Ensemble, batch_size: int, own: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
     """Probabilities, float32 (N, 3), of every split; of train where `own`, see `training.predict`, says by whom."""
-    found = {}
+    found, ways = {}, set()
     for split in store.splits():
         masked = store.load("masked", split=split)
         if split != "train":
-            found[split] = ensemble.probabilities(masked, batch_size, f"probabilities of {split}")
+            found[split], way = ensemble.probabilities(masked, batch_size, f"probabilities of {split}")
+            ways.add(way)
         elif own is not None:
             photographs = folds.photograph_of(store.load("ids", split=split).tolist())
             count = photographs.max() + 1  # they come first; a copy gets what its photograph gets
             label = "probabilities of train, out of fold"
-            found[split] = ensemble.probabilities(masked[:count], batch_size, label, own[:count])[photographs]
+            each, way = ensemble.probabilities(masked[:count], batch_size, label, own[:count])
+            found[split] = each[photographs]
+            ways.add(way)
+    store.settings["inference"] = ", ".join(sorted(ways))
     return found
 
 

@@ -158,7 +158,7 @@ def judge_probe(store: stages.Store, name: str, labels: System, arguments: argpa
     from melanoma import classifier, probe  # with Keras, which nothing else here needs
 
     hardware.check()
-    (network, settings), judged = classifier.load(store, name), {}
+    (network, settings), judged, ways = classifier.load(store, name), {}, set()
     for split, labelled in labels.items():
         if split == "train":
             continue  # each photograph is known to all networks but one
@@ -167,7 +167,8 @@ def judge_probe(store: stages.Store, name: str, labels: System, arguments: argpa
         shown, found = {}, {}
         for variant in probe.variants(settings["roi"]):
             shown[variant] = np.concatenate(list(probe.altered(store, split, variant, settings["roi"])))[rows]
-            found[variant] = network.probabilities(shown[variant], BATCH_SIZE, f"{split}, {variant}")
+            found[variant], way = network.probabilities(shown[variant], BATCH_SIZE, f"{split}, {variant}")
+            ways.add(way)
         judged[split] = {
             variant: evaluation.with_intervals(partial(evaluation.areas, truth, one), truth, arguments.seed)
             for variant, one in found.items()
@@ -188,6 +189,7 @@ def judge_probe(store: stages.Store, name: str, labels: System, arguments: argpa
         tiles = [explain(kind, which) for kind, which in cases.items() if len(which)]
         title = f"Evidence for the likeliest class (Grad-CAM), {about(split, truth)}"
         plots.sheet(arguments.graphics / GRADCAM.format(split=split), tiles, title)
+    store.settings["inference"] = ", ".join(sorted(ways))
     return judged
 
 

@@ -195,11 +195,13 @@ def choose_threshold(
         return masks.DEFAULT_THRESHOLD, {}
     images, truth = store.load("images", split="val"), np.array(store.load("masks", split="val"))
     found, rates = {}, {}
-    list(training.predict(models, images[:1], arguments.batch_size, "first look"))  # which compiles
+    list(training.predict(models, images[:1], arguments.batch_size, "first look"))  # Keras compiles
     for turns in (False, True):
+        blocks = training.predict(models, images, arguments.batch_size, f"validation, turns {turns}", turns)
+        blocks.inference.networks()  # converts them, so that the rate is of predicting alone
+        store.settings["inference"] = blocks.inference.name
         start = time.perf_counter()
-        blocks = list(training.predict(models, images, arguments.batch_size, f"validation, turns {turns}", turns))
-        found[turns], rates[turns] = np.concatenate(blocks), len(images) / (time.perf_counter() - start)
+        found[turns], rates[turns] = np.concatenate(list(blocks)), len(images) / (time.perf_counter() - start)
     effects = masks.effects(truth, found[False], found[True])
     log.info("\nOn validation, mean Jaccard without and with turned views, clean-up, a threshold chosen here:")
     for row in effects:
@@ -227,6 +229,7 @@ def write_masks(
         with store.writer("predicted", len(images), (*images.shape[1:3], 1), split=split) as file:
             for block in blocks:
                 file.append(masks.outline(block, threshold, arguments.clean))
+            store.settings["inference"] = blocks.inference.name
 
 
 def score(store: stages.Store, split: str, seed: int) -> dict[str, Any]:

@@ -63,11 +63,11 @@ class Ensemble:
 
     def probabilities(
         self, photographs: np.ndarray, batch_size: int, label: str, own: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Calibrated probabilities, float32 (N, 3); arguments as of `training.predict`."""
+    ) -> tuple[np.ndarray, str]:
+        """Calibrated probabilities, float32 (N, 3), and what computed them; arguments as of `training.predict`."""
         models = [classifier.model for classifier in self.classifiers]
-        blocks = list(training.predict(models, photographs, batch_size, label, self.turns, own))
-        return self.calibration.apply(np.concatenate(blocks))
+        found = training.predict(models, photographs, batch_size, label, self.turns, own)
+        return self.calibration.apply(np.concatenate(list(found))), found.inference.name
 
 
 def build(

@@ -113,7 +113,9 @@ class MaxPoolingWithIndices(layers.Layer):
         _, height, width, channels = x.shape
         windows = ops.reshape(x, (-1, height // 2, 2, width // 2, 2, channels))
         windows = ops.reshape(ops.transpose(windows, (0, 1, 3, 5, 2, 4)), (-1, height // 2, width // 2, channels, 4))
-        return ops.max(windows, axis=-1), ops.argmax(windows, axis=-1)
+        maxima = ops.max(windows, axis=-1)
+        # Of whole numbers: for floats Keras looks at their bits, which OpenVINO has no operation for.
+        return maxima, ops.argmax(ops.cast(windows == maxima[..., None], "int32"), axis=-1)
 
 
 @keras.saving.register_keras_serializable("melanoma")

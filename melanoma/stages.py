@@ -89,7 +89,7 @@ MEMBER_NAME = re.compile(r"(_fold\d+)?(_seed\d+)?")  # what {member} may be, see
 HASH_BLOCK = 1 << 24  # bytes read at a time: hashing needs no more memory than this
 ROW_BLOCK = 64  # images read at a time by `Store.blocks`: 12 MB at 256 pixels
 
-PACKAGES = ("tensorflow", "keras", "jax", "torch", "numpy", "scikit-image", "scikit-learn", "pillow")
+PACKAGES = ("tensorflow", "keras", "jax", "torch", "openvino", "numpy", "scikit-image", "scikit-learn", "pillow")
 
 
 class WeightFile(io.BytesIO):

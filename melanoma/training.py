@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from melanoma import augment, command, distribution, plots, stages
+from melanoma import augment, command, distribution, inference, plots, stages
 from melanoma.checkpoints import Checkpoint, State
 from melanoma.command import log
 from melanoma.errors import InputError
@@ -351,7 +351,7 @@ def in_batches(
         yield np.asarray(compute(filled))[: len(batch)]
 
 
-def mean_output(models: Sequence[keras.Model], images: np.ndarray, turns: bool) -> np.ndarray:
+def mean_output(models: Sequence[inference.Network], images: np.ndarray, turns: bool) -> np.ndarray:
     """The mean over models, and over the 8 flips and quarter turns of the images where asked.
 
     Args:
@@ -372,6 +372,18 @@ def mean_output(models: Sequence[keras.Model], images: np.ndarray, turns: bool) 
     return total / (len(models) * len(variants))
 
 
+@dataclass
+class Predictions:
+    """Predictions, a block at a time, and what computes them."""
+
+    inference: inference.Inference
+    blocks: Iterator[np.ndarray]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """The blocks that have not come yet."""
+        return self.blocks
+
+
 def predict(
     models: Sequence[keras.Model],
     images: np.ndarray,
@@ -379,7 +391,7 @@ def predict(
     label: str,
     turns: bool = False,
     own: np.ndarray | None = None,
-) -> Iterator[np.ndarray]:
+) -> Predictions:
     """`mean_output` of many images, a block at a time, so that they need not fit in memory together.
 
     Args:
@@ -390,6 +402,21 @@ def predict(
         turns: see `mean_output`.
         own: bool (N, number of models), whose mean counts for each image; None: all models' for every image.
     """
+    views = len(images) * (augment.TURNS if turns else 1) * (1.0 if own is None else float(own.mean()))
+    chosen = inference.Inference(models, views)
+    return Predictions(chosen, _blocks(chosen, images, batch_size, label, turns, own))
+
+
+def _blocks(
+    chosen: inference.Inference,
+    images: np.ndarray,
+    batch_size: int,
+    label: str,
+    turns: bool,
+    own: np.ndarray | None,
+) -> Iterator[np.ndarray]:
+    """What `predict` gives."""
+    models = chosen.networks()
     block = BATCHES * batch_size * len(models)
     starts = range(0, len(images), block)
     for start in command.progress(starts, label, len(starts)):

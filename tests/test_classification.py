@@ -177,7 +177,7 @@ def test_backbone_works_at_the_size_asked(own_chain: Path) -> None:
     (network,) = ensemble.classifiers
     assert network.backbone.input_shape[1] == 64 and network.model.input_shape[1] == pipeline.SIZE
     masked = reader(own_chain).load("masked", split="val")
-    assert probabilities(own_chain, "val") == pytest.approx(ensemble.probabilities(masked, 16, "val"), abs=1e-4)
+    assert probabilities(own_chain, "val") == pytest.approx(ensemble.probabilities(masked, 16, "val")[0], abs=1e-4)
 
 
 def test_features_of_another_size_are_computed_anew(own_chain: Path, weights: str) -> None:
