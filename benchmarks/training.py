@@ -14,7 +14,6 @@ Run     pip install -r benchmarks/requirements.txt -r requirements-cpu.txt
 
 import argparse
 import json
-import math
 import statistics
 import subprocess
 import sys
@@ -173,7 +172,7 @@ def predict_keras(way: str, count: int) -> dict[str, float]:
     network = classifier.build("densenet121", SIZE, "none").model
     images = photographs(count)
     if way != FASTEST:
-        inference.LEAST_VIEWS = math.inf
+        inference.LEAST_VIEWS = sys.maxsize
     list(training.predict([network], images, BATCH, "first"))
     found = training.predict([network], images, BATCH, "again")
     return {"predict": rate(lambda: list(found), count)}

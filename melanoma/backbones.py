@@ -173,6 +173,12 @@ def preprocess(name: str, photographs: keras.KerasTensor, scaling: str | None = 
     return applications()[name].preprocess(photographs)
 
 
+def flat(model: keras.Model) -> Iterator[keras.Layer]:
+    """The layers of a model and of the models in it."""
+    for layer in model.layers:
+        yield from flat(layer) if isinstance(layer, keras.Model) else (layer,)
+
+
 def flags(parser: argparse.ArgumentParser, backbone: str, note: str = "") -> None:
     """Adds --backbone, --weights and --scaling."""
     parser.add_argument("--backbone", type=name_of, default=backbone, help=f"any model of keras.applications{note}")

@@ -28,7 +28,7 @@ from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from melanoma import command
+from melanoma import backbones, command
 from melanoma.errors import InputError
 
 import keras
@@ -320,12 +320,6 @@ class Repeated(Fed):
         return tuple(np.concatenate([one] * self.replicas) for one in batch) if len(batch[0]) < self.replicas else batch
 
 
-def flat(model: keras.Model) -> Iterator[keras.Layer]:
-    """The layers of a model and of the models in it."""
-    for layer in model.layers:
-        yield from flat(layer) if isinstance(layer, keras.Model) else (layer,)
-
-
 class Mirrored(Devices):
     """The GPUs of this machine, by `tf.distribute.MirroredStrategy`."""
 
@@ -347,7 +341,7 @@ class Mirrored(Devices):
         """
         with self.strategy.scope():
             clone = keras.models.clone_model(model)
-            for layer in flat(clone):
+            for layer in backbones.flat(clone):
                 if isinstance(layer, keras.layers.BatchNormalization):
                     layer.synchronized = True  # statistics of all rows of the step
             copy_variables(model, clone)

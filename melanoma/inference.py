@@ -1,18 +1,20 @@
-"""What computes predictions: Keras, or without a GPU the same network compiled by OpenVINO, in bfloat16.
+"""What computes predictions: Keras, or without a GPU the same network compiled by OpenVINO.
 
-OpenVINO (requirements-cpu.txt) is taken wherever it is installed, the processor has bfloat16 instructions, and there is
-enough to predict. An environment without it predicts in Keras' own precision.
+OpenVINO (requirements-cpu.txt) is taken wherever it is installed, the processor has instructions for the precision that
+was asked for, and there is enough to predict. In float32 both give the same to the fifth digit.
 """
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
+from melanoma import backbones
 from melanoma.command import log
 
 import joblib
@@ -24,13 +26,16 @@ import numpy as np
 # photographs of validation, so that these are computed as those of train are.
 LEAST_VIEWS = 128
 
-OPENVINO = "openvino bfloat16"
+# What OpenVINO computes in for a dtype policy of Keras: its hint, and the capability that the processor needs.
+PRECISIONS = {"float32": ("f32", "FP32"), "mixed_bfloat16": ("bf16", "BF16")}
 OPTIONS: dict[str, Any] = {
-    "INFERENCE_PRECISION_HINT": "bf16",
     # Several images at once, each on a core of its own: a tenth faster than all cores on one batch.
     "PERFORMANCE_HINT": "THROUGHPUT",
     "INFERENCE_NUM_THREADS": joblib.cpu_count(),  # heeds a container's limits too
 }
+
+
+OPENVINO = "openvino"
 
 
 class UnconvertibleError(Exception):
@@ -62,12 +67,15 @@ class Compiled:
 
         openvino = load_openvino()
         self.output_shape = model.output_shape
+        hint, _ = PRECISIONS[keras.config.dtype_policy().name]
         image = tensorflow.TensorSpec((1, *model.input_shape[1:]), "float32")
         # Not `model.export`: it takes twice the time, writes files, and fails for resizing classifiers (Keras 3.15.1).
-        function = tensorflow.function(lambda x: model(x, training=False)).get_concrete_function(image)
+        with in_float32(model):
+            function = tensorflow.function(lambda x: model(x, training=False)).get_concrete_function(image)
         errors = openvino.frontend.OpConversionFailure, openvino.frontend.OpValidationFailure, RuntimeError
+        options = OPTIONS | {"INFERENCE_PRECISION_HINT": hint}
         try:
-            compiled = openvino.Core().compile_model(openvino.convert_model(function), "CPU", OPTIONS)
+            compiled = openvino.Core().compile_model(openvino.convert_model(function), "CPU", options)
         except errors as error:
             lines = [line.strip(" -") for line in str(error).splitlines()]
             reason = next((line for line in lines if line.startswith("No conversion rule")), lines[0])
@@ -86,6 +94,19 @@ class Compiled:
             self.requests.start_async(image[None].astype(np.float32), row)
         self.requests.wait_all()
         return found
+
+
+@contextlib.contextmanager
+def in_float32(model: keras.Model) -> Iterator[None]:
+    """Lets a model be traced in float32, whatever its policy: OpenVINO rounds by itself, and knows no mixed ones."""
+    policies = [(layer, layer.dtype_policy) for layer in backbones.flat(model)]
+    try:
+        for layer, _ in policies:
+            layer.dtype_policy = "float32"
+        yield
+    finally:
+        for layer, policy in policies:
+            layer.dtype_policy = policy
 
 
 class Inference:
@@ -108,7 +129,7 @@ class Inference:
         elif views < LEAST_VIEWS:
             self._choose_keras(f"for fewer than {LEAST_VIEWS} views a network is not worth converting")
         else:
-            self.name, self.reason = OPENVINO, "no GPU, and the processor computes in bfloat16"
+            self.name, self.reason = f"{OPENVINO} {keras.config.dtype_policy().name}", "there is no GPU"
 
     def _choose_keras(self, reason: str) -> None:
         self.name, self.reason = f"keras {keras.config.dtype_policy().name}", reason
@@ -116,7 +137,7 @@ class Inference:
     def networks(self) -> Sequence[Network]:
         """The networks with their weights of this moment, converted where that was chosen; tells the choice once."""
         found: Sequence[Network] = self.models
-        if self.name == OPENVINO:
+        if self.name.startswith(OPENVINO):
             try:
                 found = [converted(model) for model in self.models]
             except UnconvertibleError as error:
@@ -133,16 +154,17 @@ def tell(name: str, reason: str) -> None:
 
 def obstacle() -> str:
     """Why OpenVINO is out of the question; nothing where it is not."""
-    if (asked := keras.config.dtype_policy().name) != "float32":
-        return f"--precision {asked} asks for it"
+    policy = keras.config.dtype_policy().name
+    if policy not in PRECISIONS:
+        return f"OpenVINO has no way for --precision {policy}"
     if keras.backend.backend() != "tensorflow":
         return "OpenVINO converts networks of the TensorFlow backend alone"
     if not all(device.startswith("cpu") for device in keras.distribution.list_devices()):
         return "there is a GPU"
     if importlib.util.find_spec("openvino") is None:
         return "OpenVINO is not installed (requirements-cpu.txt)"
-    if "BF16" not in load_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        return "the processor has no bfloat16 instructions"
+    if PRECISIONS[policy][1] not in load_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return f"the processor has no instructions for {policy}"
     return ""
 
 
@@ -158,8 +180,8 @@ _converted: WeakKeyDictionary[keras.Model, tuple[bytes, Compiled]] = WeakKeyDict
 
 
 def converted(model: keras.Model) -> Compiled:
-    """A model compiled with the weights that it has now; the last one is kept until they change."""
-    digest = hashlib.sha256()
+    """A model compiled with the weights and in the precision of now; the last one is kept until these change."""
+    digest = hashlib.sha256(keras.config.dtype_policy().name.encode())
     for weight in model.get_weights():
         digest.update(weight.tobytes())
     known = _converted.get(model)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
-from melanoma import classifier, inference, pretrained, segnet, training
+from melanoma import backbones, classifier, inference, pretrained, segnet, training
 
 import keras
 import numpy as np
@@ -16,7 +16,15 @@ import pytest
 
 SIZE = 32
 MANY = inference.LEAST_VIEWS
+WAY = "openvino float32"
 needs_openvino = pytest.mark.skipif(bool(inference.obstacle()), reason=inference.obstacle())
+
+
+@pytest.fixture
+def policies_restored() -> Iterator[None]:
+    """Goes back to float32 after a test that sets another policy."""
+    yield
+    keras.config.set_dtype_policy("float32")
 
 
 @pytest.fixture(autouse=True)
@@ -66,16 +74,14 @@ NETWORKS = {
 
 @needs_openvino
 @pytest.mark.parametrize("name", NETWORKS)
-def test_converted_network_is_the_same_function(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # In float32: random networks of few pixels blow up what bfloat16 rounds off.
-    monkeypatch.setitem(inference.OPTIONS, "INFERENCE_PRECISION_HINT", "f32")
+def test_converted_network_is_the_same_function(name: str) -> None:
     keras.utils.set_random_seed(0)
     model = NETWORKS[name]()
     images = photographs(3, model.input_shape[1])
     settle(model, images)
     expected, found = model.predict_on_batch(images), inference.Compiled(model).predict_on_batch(images)
     assert found.shape == expected.shape and found.dtype == np.float32
-    assert abs(found - expected).max() < 0.02 * expected.std(axis=0).mean()
+    assert abs(found - expected).max() < 1e-3 * expected.std(axis=0).mean()
 
 
 @needs_openvino
@@ -88,13 +94,22 @@ def test_every_image_is_given_its_own_result() -> None:
     assert (nearest == np.arange(50)).mean() > 0.5
 
 
-@needs_openvino
-def test_pretrained_network_answers_in_bfloat16_as_in_float32(finished: Path) -> None:
+def test_pretrained_network_answers_in_bfloat16_nearly_as_in_float32(finished: Path, policies_restored: None) -> None:
     store = pipeline.reader(finished)
     images = np.concatenate([store.load("masked", split=split) for split in ("val", "test")])
-    model = pretrained.load_classifier(pipeline.SIZE)[0].classifiers[0].model
-    expected, found = model.predict_on_batch(images), inference.Compiled(model).predict_on_batch(images)
-    assert 0 < abs(found - expected).mean() < 0.1  # README, "On a GPU instance": what bfloat16 costs
+
+    def pretrained_one() -> keras.Model:
+        return pretrained.load_classifier(pipeline.SIZE)[0].classifiers[0].model
+
+    expected = pretrained_one().predict_on_batch(images)
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    if reason := inference.obstacle():
+        pytest.skip(reason)
+    model = pretrained_one()
+    before = [layer.dtype_policy.name for layer in backbones.flat(model)]
+    found = inference.Compiled(model).predict_on_batch(images)
+    assert [layer.dtype_policy.name for layer in backbones.flat(model)] == before and "mixed_bfloat16" in before
+    assert 1e-4 < abs(found - expected).mean() < 0.1  # README, "Predictions on a CPU": what bfloat16 costs
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.9
 
 
@@ -106,7 +121,7 @@ def test_changed_weights_change_the_predictions(change: str) -> None:
     def predicted() -> np.ndarray:
         found = training.predict([model], images, 16, "images")
         values = np.concatenate(list(found))
-        assert found.inference.name == inference.OPENVINO
+        assert found.inference.name == WAY
         return values
 
     before = predicted()
@@ -161,7 +176,7 @@ def test_choice_falls_on_openvino_and_is_told_once(caplog: pytest.LogCaptureFixt
     for _ in range(2):
         list(training.predict(models, photographs(MANY), 16, "images"))
     told = [line for line in caplog.messages if line.startswith("predictions by")]
-    assert told == ["predictions by openvino bfloat16: no GPU, and the processor computes in bfloat16"]
+    assert told == ["predictions by openvino float32: there is no GPU"]
 
 
 @needs_openvino
@@ -169,7 +184,7 @@ def test_turned_views_and_the_shares_of_networks_count() -> None:
     models, images = [colours(), colours()], photographs(MANY // 8)
     own = np.tile([True, False], (len(images), 1))
     chosen = [training.predict(models, images, 8, "images", *how).inference.name for how in ((), (True,), (True, own))]
-    assert chosen == ["keras float32", inference.OPENVINO, "keras float32"]
+    assert chosen == ["keras float32", WAY, "keras float32"]
 
 
 def keras_predicts(caplog: pytest.LogCaptureFixture, model: keras.Model, images: np.ndarray) -> str:
@@ -196,24 +211,28 @@ def test_keras_predicts_on_a_gpu(monkeypatch: pytest.MonkeyPatch, caplog: pytest
     assert keras_predicts(caplog, colours(), photographs(MANY)) == "there is a GPU"
 
 
-def test_keras_predicts_in_the_precision_that_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keras.config, "dtype_policy", lambda: keras.DTypePolicy("mixed_bfloat16"))
+@pytest.mark.parametrize(
+    ("policy", "reason"),
+    [
+        ("mixed_float16", "OpenVINO has no way for --precision mixed_float16"),
+        ("mixed_bfloat16", "the processor has no instructions for mixed_bfloat16"),
+    ],
+)
+def test_keras_predicts_in_a_precision_that_openvino_or_the_processor_lacks(
+    policy: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core = SimpleNamespace(get_property=lambda device, name: ["FP32", "INT8"])
+    monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(Core=lambda: core, __spec__=object()))
+    monkeypatch.setattr(inference, "load_openvino", lambda: sys.modules["openvino"])
+    assert not inference.obstacle()
+    monkeypatch.setattr(keras.config, "dtype_policy", lambda: keras.DTypePolicy(policy))
     chosen = inference.Inference([colours()], MANY)
-    assert (chosen.name, chosen.reason) == ("keras mixed_bfloat16", "--precision mixed_bfloat16 asks for it")
+    assert (chosen.name, chosen.reason) == (f"keras {policy}", reason)
 
 
 def test_keras_predicts_on_another_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     assert "TensorFlow backend alone" in inference.Inference([colours()], MANY).reason
-
-
-def test_keras_predicts_on_a_processor_without_bfloat16(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    core = SimpleNamespace(get_property=lambda device, name: ["FP32", "INT8"])
-    monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(Core=lambda: core, __spec__=object()))
-    monkeypatch.setattr(inference, "load_openvino", lambda: sys.modules["openvino"])
-    assert "no bfloat16" in keras_predicts(caplog, colours(), photographs(MANY))
 
 
 @needs_openvino
