@@ -8,7 +8,7 @@ predict    `training.predict` with the fastest way that is installed, or Keras o
 
 Prints     images per second, the share of the loop's time that is not the bare step's, and peak memory of each process
 
-Run     pip install -r benchmarks/requirements.txt -r requirements-cpu.txt
+Run     pip install -r benchmarks/requirements-torch.txt
         python benchmarks/training.py
 """
 
