@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from melanoma import hardware, stages
+from melanoma import hardware, normalisation, stages
 from melanoma.errors import InputError
 
 import h5py
@@ -157,6 +157,7 @@ def build(name: str, size: int, weights: str, pooling: str | None = None) -> ker
             # Pretrained statistics stay: those of small batches are worse, and no better before many epochs.
             layer.trainable = weights == NONE
             layer.momentum = BATCHNORM_MOMENTUM
+            normalisation.adopt(layer)
     return model
 
 

@@ -30,6 +30,13 @@ def advice(error: BaseException) -> str | None:
     return next((words for pattern, words in ADVICE.items() if re.search(pattern, said, re.IGNORECASE)), None)
 
 
+def without_gpu() -> bool:
+    """Whether the Keras backend sees CPUs alone."""
+    import keras
+
+    return all(device.startswith("cpu") for device in keras.distribution.list_devices())
+
+
 def check() -> None:
     """Refuses a GPU that is too new for this TensorFlow, which would fail in the middle or compile for half an hour.
 

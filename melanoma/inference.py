@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
-from melanoma import backbones
+from melanoma import backbones, hardware
 from melanoma.command import log
 
 import joblib
@@ -159,7 +159,7 @@ def obstacle() -> str:
         return f"OpenVINO has no way for --precision {policy}"
     if keras.backend.backend() != "tensorflow":
         return "OpenVINO converts networks of the TensorFlow backend alone"
-    if not all(device.startswith("cpu") for device in keras.distribution.list_devices()):
+    if not hardware.without_gpu():
         return "there is a GPU"
     if importlib.util.find_spec("openvino") is None:
         return "OpenVINO is not installed (requirements-cpu.txt)"

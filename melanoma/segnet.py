@@ -14,6 +14,7 @@ from math import log2
 
 from melanoma import backbones
 from melanoma.errors import InputError
+from melanoma.normalisation import BatchNormalization
 
 import keras
 from keras import layers, ops
@@ -43,7 +44,7 @@ def convolutions(x: keras.KerasTensor, filters: int, count: int, name: str) -> k
         x = layers.Conv2D(
             filters, 3, padding="same", use_bias=False, kernel_initializer="he_normal", name=f"{name}_conv{number}"
         )(x)
-        x = layers.BatchNormalization(momentum=backbones.BATCHNORM_MOMENTUM, name=f"{name}_norm{number}")(x)
+        x = BatchNormalization(momentum=backbones.BATCHNORM_MOMENTUM, name=f"{name}_norm{number}")(x)
         x = layers.ReLU(name=f"{name}_relu{number}")(x)
     return x
 
@@ -143,7 +144,7 @@ def vgg16_segnet(x: keras.KerasTensor, design: Design, weights: str) -> keras.Ke
             filters.append([])
         else:
             layer.activation = keras.activations.linear  # it comes after the normalisation
-            x = layers.BatchNormalization(momentum=backbones.BATCHNORM_MOMENTUM, name=f"{layer.name}_norm")(layer(x))
+            x = BatchNormalization(momentum=backbones.BATCHNORM_MOMENTUM, name=f"{layer.name}_norm")(layer(x))
             x = layers.ReLU(name=f"{layer.name}_relu")(x)
             filters[-1].append(layer.filters)
     for number in reversed(range(len(indices))):

@@ -5,12 +5,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from melanoma import backbones, classifier, segnet
+from melanoma import backbones, classifier, normalisation, segnet
 from melanoma.errors import InputError
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 SIZE = 32
 mobilenet = partial(backbones.build, "mobilenet", SIZE, pooling="avg")  # of weights
@@ -299,3 +300,39 @@ def test_missing_weights_are_told(tmp_path: Path) -> None:
 def test_image_too_small_for_the_backbone_is_told() -> None:
     with pytest.raises(InputError, match="mobilenet with images of 16 pixels"):
         backbones.build("mobilenet", 16, "none")
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_fused_normalisation_equals_that_of_keras(learns: bool) -> None:
+    x = np.random.default_rng(0).normal(2, 3, (3, 5, 4, 6)).astype(np.float32)
+    target = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
+    found = []
+    for make in (normalisation.BatchNormalization, keras.layers.BatchNormalization):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input(x.shape[1:])
+        layer = make(momentum=0.5)
+        before = keras.layers.Conv2D(6, 1, name="before")
+        model = keras.Model(inputs, layer(before(inputs)))
+        layer.trainable = learns
+        layer.gamma.assign(np.linspace(0.5, 2, 6))
+        layer.moving_variance.assign(np.linspace(1, 3, 6))
+        model.compile(keras.optimizers.SGD(0.1), loss="mse")
+        losses = [model.train_on_batch(x, target) for _ in range(2)]
+        found.append([*losses, *model.get_weights(), model.predict_on_batch(x)])
+    for fused, composed in zip(*found, strict=True):
+        assert fused == pytest.approx(composed, rel=1e-3, abs=1e-4)
+
+
+def test_networks_are_normalised_by_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[str] = []
+    kernel = tf.raw_ops.FusedBatchNormV3
+
+    def watch(**given: Any) -> Any:
+        used.append(str(given["x"].dtype.name))
+        return kernel(**given)
+
+    monkeypatch.setattr(tf.raw_ops, "FusedBatchNormV3", watch)
+    for model in (mobilenet("none"), small(16, 16, [120.0] * 3, [40.0] * 3)):
+        used.clear()
+        model(photographs(1, model.input_shape[1]))
+        assert used == ["float32"] * len(normalisations(model))
