@@ -4,7 +4,8 @@ Every way runs in a process of its own, on drawn photographs of 256 pixels and r
 
 bare       the step alone, on one batch that is in memory already
 loop       `training.fit` as the scripts call it: arrays on disk, random variants of every photograph
-predict    `training.predict` with the fastest way that is installed, or Keras or PyTorch alone
+predict    `training.predict` by Keras or OpenVINO, or PyTorch alone
+head       densenet_train.py --train head, from its start to the fitted head; with --data
 
 Prints     images per second, the share of the loop's time that is not the bare step's, and peak memory of each process
 
@@ -14,6 +15,8 @@ Run     pip install -r benchmarks/requirements-torch.txt
 
 import argparse
 import json
+import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -26,7 +29,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from melanoma import command  # noqa: E402
+from melanoma import command, stages  # noqa: E402
 
 import numpy as np  # noqa: E402
 
@@ -40,8 +43,9 @@ FLOAT, HALF = "float32", "bfloat16"
 POLICIES = {FLOAT: "float32", HALF: "mixed_bfloat16"}  # of Keras
 TRAINED = [(KERAS, "segnet", FLOAT), (KERAS, "segnet", HALF), (KERAS, "densenet121", FLOAT)]
 TRAINED += [(KERAS, "densenet121", HALF), (TORCH, "densenet121", FLOAT), (TORCH, "densenet121", HALF)]
-FASTEST = "fastest installed"
-PREDICTED = [(KERAS, FLOAT), (KERAS, FASTEST), (TORCH, FLOAT), (TORCH, HALF)]
+OPENVINO = "OpenVINO"  # by `training.predict`
+PREDICTED = [(KERAS, FLOAT), (OPENVINO, FLOAT), (OPENVINO, HALF), (TORCH, FLOAT), (TORCH, HALF)]
+HEAD = ("--train", "head", "--weights", "none", "--batch-size", "64", "--precision", POLICIES[HALF], "--no-turns")
 
 
 def photographs(count: int) -> np.ndarray:
@@ -165,16 +169,20 @@ def train_torch(precision: str, steps: int, kept: bool) -> dict[str, float]:
     return {"bare": rate(lambda: step(steps), BATCH * steps)}
 
 
-def predict_keras(way: str, count: int) -> dict[str, float]:
-    """Images per second; the conversion of a network for the fastest way is not counted."""
+def predict_keras(library: str, precision: str, count: int) -> dict[str, float]:
+    """Images per second of `training.predict`; the conversion of the network for OpenVINO is not counted."""
     from melanoma import classifier, inference, training
 
+    import keras
+
+    keras.config.set_dtype_policy(POLICIES[precision])
     network = classifier.build("densenet121", SIZE, "none").model
     images = photographs(count)
-    if way != FASTEST:
-        inference.LEAST_VIEWS = sys.maxsize
-    list(training.predict([network], images, BATCH, "first"))
+    inference.LEAST_VIEWS = sys.maxsize if library == KERAS else 0
+    list(training.predict([network], images[:BATCH], BATCH, "first"))
     found = training.predict([network], images, BATCH, "again")
+    if library == OPENVINO and not found.inference.name.startswith(inference.OPENVINO):
+        sys.exit(found.inference.reason)
     return {"predict": rate(lambda: list(found), count)}
 
 
@@ -193,15 +201,40 @@ def predict_torch(precision: str, count: int) -> dict[str, float]:
     return {"predict": rate(lambda: predict(count // BATCH), count)}
 
 
+def fit_head(data: Path) -> dict[str, float]:
+    """Seconds from the start of densenet_train.py to a fitted head, and how many photographs it saw."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "arrays").mkdir()
+        shutil.copy(data / "manifest.json", folder)
+        for array in (data / "arrays").glob("*.npy"):
+            if "features" not in array.name:
+                (folder / "arrays" / array.name).symlink_to(array.resolve())
+        store = stages.Store(folder, stages.CLASSIFIER, {})
+        images = sum(store.rows(split) for split in ("train", "val"))
+        words = [sys.executable, stages.CLASSIFIER, "--data", str(folder), "--graphics", str(folder), *HEAD]
+        start = time.perf_counter()
+        with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+            while process.poll() is None and not store.path("head_weights", backbone="densenet121", member="").exists():
+                time.sleep(0.05)
+            seconds = time.perf_counter() - start
+            process.terminate()
+    if process.returncode not in (0, 128 + signal.SIGTERM):
+        sys.exit("densenet_train.py failed")
+    return {"seconds": seconds, "images": images}
+
+
 def work(words: list[str], steps: int, count: int, kept: bool) -> None:
     """Does one way and prints what it found."""
     kind, library, *rest = words
-    if kind == "train":
+    if kind == "head":
+        found = fit_head(Path(rest[0]))
+    elif kind == "train":
         network, precision = rest
         is_torch = library == TORCH
         found = train_torch(precision, steps, kept) if is_torch else train_keras(network, precision, steps, kept)
     else:
-        found = (predict_torch if library == TORCH else predict_keras)(rest[0], count)
+        found = predict_torch(rest[0], count) if library == TORCH else predict_keras(library, rest[0], count)
     print(json.dumps(found | {"peak": command.peak_memory()}))
 
 
@@ -221,6 +254,7 @@ def measure(way: tuple[str, ...], arguments: argparse.Namespace) -> dict[str, fl
 def compare(arguments: argparse.Namespace) -> None:
     """Measures every way in turns and prints medians."""
     ways: list[tuple[str, ...]] = [("train", *way) for way in TRAINED] + [("predict", *way) for way in PREDICTED]
+    ways += [("head", KERAS, str(arguments.data))] if arguments.data else []
     ways = [way for way in ways if not arguments.only or arguments.only in " ".join(way)]
     found: dict[tuple[str, ...], list[dict[str, float]]] = {way: [] for way in ways}
     for turn in range(arguments.rounds):
@@ -240,6 +274,12 @@ def compare(arguments: argparse.Namespace) -> None:
         predicted = f"{one['predict']:.1f}" if "predict" in one else ""
         print(f"{', '.join(way):44}{columns[0]:>8}{columns[1]:>8}{waits:>8}{predicted:>9}{one['peak']:>10.2f}")
 
+    for each in (found[way] for way in ways if way[0] == "head"):
+        seconds, images = (statistics.median(one[name] for one in each) for name in ("seconds", "images"))
+        print(f"\ndensenet_train.py {' '.join(HEAD)}: {seconds:.1f} s to the head, {images:.0f} photographs")
+        if rival := middle.get(("predict", TORCH, FLOAT)):
+            print(f"PyTorch in float32, features alone: {images / rival['predict']:.1f} s")
+
 
 def main() -> None:
     """Reads the command line; a child process does one way, the parent compares."""
@@ -247,6 +287,7 @@ def main() -> None:
     flags.add_argument("--steps", type=command.positive_int, default=8, help="of a block of training")
     flags.add_argument("--images", type=command.positive_int, default=256, help="to predict for")
     flags.add_argument("--rounds", type=command.positive_int, default=3, help="times that each way is measured")
+    flags.add_argument("--data", type=Path, help="where the first three scripts have run: fits a head there too")
     flags.add_argument("--only", help="ways whose name holds this, for example 'train Keras segnet'")
     flags.add_argument(
         "--keep-normalisation",
