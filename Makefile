@@ -31,7 +31,7 @@ demo: $(ENVIRONMENT)/requirements.installed  ## the five scripts on a drawn samp
 	@echo; echo "Open $(DEMO)/graphics/report.html; its pictures and some more:"; ls $(DEMO)/graphics/*.png
 
 test: $(ENVIRONMENT)/requirements-dev.installed  ## all tests
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(ENVIRONMENT)/requirements-dev.installed  ## style and types
 	$(RUN) -m ruff check .
