@@ -125,7 +125,7 @@ def train(
 
     Copies stay out: they balance the classes for the classifier, and every epoch varies the photographs anew anyway.
     """
-    keras.utils.set_random_seed(member.seed)
+    keras.utils.set_random_seed((member.seed + member.fold + 1) % 2**32)  # each fold starts from weights of its own
     images, truth = store.load("images", split="train"), store.load("masks", split="train")
     model = segnet.build(design, images.shape[1], arguments.weights)
     log.info("%s%s, %d weights, %d photographs of training", model.name, member.name, model.count_params(), len(rows))

@@ -46,27 +46,29 @@ def warp(array: np.ndarray, geometry: np.ndarray) -> np.ndarray:
     """Applies a geometry; what comes from outside the frame is its reflection.
 
     Args:
-        array: uint8 (S, S, 3) image, or (S, S, 1) mask of {0, 1}, which stays of {0, 1}.
+        array: uint8 (S, S, C) with 1, 3 or 4 channels, each interpolated by itself.
         geometry: (2, 3) from `random_geometry`.
 
     Returns:
         uint8, of the array's shape.
     """
     size = array.shape[0]
-    is_mask = array.shape[2] == 1
-    # Half a side is more than the corners of a turned, sheared and shrunk frame reach out.
-    margin = size // 2
     trim = round(TRIM * size)
-    inner, width = array[trim : size - trim, trim : size - trim], margin + trim
-    padded = np.pad(inner, ((width, width), (width, width), (0, 0)), mode="symmetric")
+    edges = geometry @ np.array([[0, size, 0, size], [0, 0, size, size], [1, 1, 1, 1]])  # corners, as x and as y
+    before = np.maximum(trim - np.floor(edges.min(axis=1)).astype(int) + 1, 0)  # pixels to add on the left, on top
+    after = np.maximum(np.ceil(edges.max(axis=1)).astype(int) + 1 - (size - trim), 0)
+    (left, top), (right, bottom) = before.tolist(), after.tolist()
+    inner = array[trim : size - trim, trim : size - trim]
+    padded = np.pad(inner, ((top, bottom), (left, right), (0, 0)), mode="symmetric")
     offset = geometry.copy()
-    offset[:, 2] += margin
-    picture = Image.fromarray(padded[..., 0] * np.uint8(255) if is_mask else padded)
+    offset[:, 2] += before - trim
+    mode = {1: "L", 3: "RGB", 4: "CMYK"}[array.shape[2]]  # CMYK: four plain channels, none of them transparency
+    height, width = padded.shape[:2]
+    picture = Image.frombuffer(mode, (width, height), padded.tobytes(), "raw", mode, 0, 1)
     warped = picture.transform(
         (size, size), Image.Transform.AFFINE, tuple(offset.ravel()), resample=Image.Resampling.BILINEAR
     )
-    result = np.asarray(warped)
-    return (result > 127).astype(np.uint8)[..., None] if is_mask else result
+    return np.asarray(warped).reshape(array.shape)
 
 
 def random_colour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -101,8 +103,11 @@ def vary(image: np.ndarray, rng: np.random.Generator, mask: np.ndarray | None = 
         Image and mask of the same shapes and dtypes; None for the mask where none was given.
     """
     geometry = random_geometry(rng, image.shape[0])
-    varied = random_colour(warp(image, geometry), rng)
-    return varied, None if mask is None else warp(mask, geometry)
+    if mask is None:
+        return random_colour(warp(image, geometry), rng), None
+    warped = warp(np.concatenate([image, mask * np.uint8(255)], axis=2), geometry)  # both at once: less work
+    varied = random_colour(np.ascontiguousarray(warped[..., :3]), rng)
+    return varied, (warped[..., 3:] > 127).astype(np.uint8)
 
 
 def turned(pictures: np.ndarray, variant: int, axes: tuple[int, int] = (-2, -1)) -> np.ndarray:
