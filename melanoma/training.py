@@ -5,6 +5,7 @@ import math
 import os
 import platform
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ Draw = Callable[[dict[str, list[float]], list[float], int], None]  # of history,
 
 THREADS = os.cpu_count() or 1  # batches prepared at once; Pillow's warps run outside Python's interpreter lock
 
+BACKGROUND = 10  # niceness of threads that prepare batches
+
 WARM_UP = 0.05  # of all steps
 
 SECONDS_BETWEEN_LOOKS = 10  # at least, between two saved states of a training, and two drawings of its curves
@@ -40,6 +43,15 @@ MALLOC = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_ARENA_M
 if platform.libc_ver()[0] == "glibc":
     for parameter, value in MALLOC.values():
         ctypes.CDLL(None).mallopt(parameter, value)
+
+
+def step_back() -> None:
+    """Lets the device's threads go before the calling one, where the system can: on a CPU a step waits for its slowest.
+
+    Varying photographs takes what the steps leave idle then, not a core from under them. Not for the main thread.
+    """
+    if sys.platform == "linux" and threading.current_thread() is not threading.main_thread():
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND)
 
 
 class Batches(keras.utils.PyDataset):
@@ -117,6 +129,7 @@ class Batches(keras.utils.PyDataset):
         rows = self.order[first:end]
         inputs, targets = np.array(self.inputs[rows]), np.array(self.targets[rows])
         if self.vary:
+            step_back()
             for place, row in enumerate(rows):
                 # A row drawn twice in an epoch is to look different; one that comes once, the same at any batch size.
                 key = [self.seed, self.epoch, row] + ([] if self.chances is None else [first + place])
