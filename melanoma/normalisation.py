@@ -14,6 +14,7 @@ import keras
 KERNELS = ("float32", "bfloat16")  # precisions that the fused kernel has on a CPU
 
 
+@keras.saving.register_keras_serializable("melanoma")
 class BatchNormalization(keras.layers.BatchNormalization):
     """Keras' layer under its own name, by which weight files know it; the same values but for rounding."""
 
