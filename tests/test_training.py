@@ -323,6 +323,7 @@ def test_states_and_curves_come_while_it_trains_but_not_all_the_time(
     def draw(history: dict[str, list[float]], seconds: list[float], best_epoch: int) -> None:
         drawn.append(len(seconds))
 
+    monkeypatch.setattr(training, "SECONDS_BETWEEN_LOOKS", 3600)
     fit_dense(dense(), training.Batches(*regression(), 4), tmp_path / "a", epochs=4, draw=draw)
     assert drawn == [4]
     monkeypatch.setattr(training, "SECONDS_BETWEEN_LOOKS", 0)
