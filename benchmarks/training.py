@@ -29,7 +29,7 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from melanoma import command, stages  # noqa: E402
+from melanoma import command, hardware, stages  # noqa: E402
 
 import numpy as np  # noqa: E402
 
@@ -226,6 +226,7 @@ def fit_head(data: Path) -> dict[str, float]:
 
 def work(words: list[str], steps: int, count: int, kept: bool) -> None:
     """Does one way and prints what it found."""
+    hardware.keep_memory()  # as melanoma.training does; PyTorch gains as much
     kind, library, *rest = words
     if kind == "head":
         found = fit_head(Path(rest[0]))

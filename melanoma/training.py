@@ -1,9 +1,7 @@
 """The one training loop and the one prediction loop, for both networks and every Keras backend."""
 
-import ctypes
 import math
 import os
-import platform
 import sys
 import threading
 import time
@@ -13,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from melanoma import augment, command, distribution, inference, plots, stages
+from melanoma import augment, command, distribution, hardware, inference, plots, stages
 from melanoma.checkpoints import Checkpoint, State
 from melanoma.command import log
 from melanoma.errors import InputError
@@ -36,13 +34,7 @@ BATCHES_BETWEEN_LOOKS = 50  # at the loss, which the device has to be waited for
 BATCHES = 4  # of each model in a block of predictions
 IMAGE_AXES = (1, 2)  # of (N, H, W, C)
 
-# glibc's mallopt (man 3 mallopt). TensorFlow on a CPU frees and requests its large arrays at every step; glibc gives
-# them back to the system each time, and faulting the pages in again took 40 % of the time. Kept instead, a step of unet
-# at 160 pixels took 0.58 s in place of 0.95 to 1.4.
-MALLOC = {"M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1), "M_ARENA_MAX": (-8, 1)}
-if platform.libc_ver()[0] == "glibc":
-    for parameter, value in MALLOC.values():
-        ctypes.CDLL(None).mallopt(parameter, value)
+hardware.keep_memory()
 
 
 def step_back() -> None:
