@@ -45,7 +45,7 @@ TRAINED = [(KERAS, "segnet", FLOAT), (KERAS, "segnet", HALF), (KERAS, "densenet1
 TRAINED += [(KERAS, "densenet121", HALF), (TORCH, "densenet121", FLOAT), (TORCH, "densenet121", HALF)]
 OPENVINO = "OpenVINO"  # by `training.predict`
 PREDICTED = [(KERAS, FLOAT), (OPENVINO, FLOAT), (OPENVINO, HALF), (TORCH, FLOAT), (TORCH, HALF)]
-HEAD = ("--train", "head", "--weights", "none", "--batch-size", "64", "--precision", POLICIES[HALF], "--no-turns")
+HEAD = ("--train", "head", "--weights", "none", "--batch-size", "256", "--precision", POLICIES[HALF], "--no-turns")
 
 
 def photographs(count: int) -> np.ndarray:
