@@ -347,12 +347,12 @@ def record(
 
 
 def in_batches(
-    compute: Callable[[np.ndarray], np.ndarray], inputs: np.ndarray, batch_size: int
+    compute: Callable[[np.ndarray], np.ndarray], inputs: np.ndarray, batch_size: int, fill: bool
 ) -> Iterator[np.ndarray]:
-    """What a network gives for batches of rows; the last one is filled up, since a new shape would be compiled anew."""
+    """What a network gives for batches of rows; `fill`: whether the last one is filled up, and cut after."""
     for start in range(0, len(inputs), batch_size):
         batch = np.asarray(inputs[start : start + batch_size])
-        filled = np.resize(batch, (batch_size, *batch.shape[1:]))
+        filled = np.resize(batch, (batch_size, *batch.shape[1:])) if fill else batch
         yield np.asarray(compute(filled))[: len(batch)]
 
 
@@ -422,6 +422,7 @@ def _blocks(
 ) -> Iterator[np.ndarray]:
     """What `predict` gives."""
     models = chosen.networks()
+    fill = isinstance(models[0], keras.Model)  # which compiles each new shape of a batch anew
     block = BATCHES * batch_size * len(models)
     starts = range(0, len(images), block)
     for start in command.progress(starts, label, len(starts)):
@@ -432,5 +433,5 @@ def _blocks(
             rows = np.flatnonzero((shares == share).all(axis=1))
             counting = [model for model, counts in zip(models, share, strict=True) if counts]
             compute = partial(mean_output, counting, turns=turns)
-            result[rows] = np.concatenate(list(in_batches(compute, part[rows], batch_size)))
+            result[rows] = np.concatenate(list(in_batches(compute, part[rows], batch_size, fill)))
         yield result
