@@ -137,7 +137,6 @@ def features(
     """The frozen backbone's features of a split, computed once, by the process that leads, and kept."""
     backbone, masked = made_with["backbone"], store.load("masked", split=split)
     found = training.predict([extract], masked, batch, f"features of {split}")
-    made_with = made_with | {"inference": found.inference.name}
     if not devices.leads or store.reusable("features", made_with, split=split, backbone=backbone):
         log.info("features of %s are there already", split)
     else:

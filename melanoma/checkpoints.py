@@ -27,8 +27,8 @@ class State:
 
 
 ARRAYS = ("variables", "best")
-# Settings that no training depends on: where things lie, what is done with the network afterwards, and what computed
-# the features, for these are among the arrays.
+# Settings that no training depends on: where things lie, what is done with the network afterwards, and which library
+# computed the features. These are no input of their own, for they follow from settings and other arrays.
 OF_NO_TRAINING = ("data", "graphics", "weights", "restart", "turns", "clean", "threshold", "distribute", "inference")
 
 
@@ -58,9 +58,10 @@ class Checkpoint:
             with self.path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 facts, made_with = (json.loads(str(file[name])) for name in (FACTS, MADE_WITH))
                 arrays = {kind: [file[name] for name in sorted(file.files) if name.startswith(kind)] for kind in ARRAYS}
+            state = State(**facts, variables=arrays["variables"], best=arrays["best"])
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError, OSError, BadZipFile) as error:
+        except (ValueError, KeyError, TypeError, EOFError, OSError, BadZipFile) as error:
             raise InputError(f"{self.path} is damaged ({error}): --restart trains anew") from None
         names = sorted(made_with.keys() | self.made_with.keys())
         if changed := [name for name in names if made_with.get(name) != self.made_with.get(name)]:
@@ -69,13 +70,13 @@ class Checkpoint:
                 f"an interrupted training lies in {self.path}, but it is of other settings or inputs ({told}): "
                 "go on with those, or train anew with --restart"
             )
-        return State(**facts, variables=arrays["variables"], best=arrays["best"])
+        return state
 
 
 def of_training(store: stages.Store, network: str, training: str) -> Checkpoint:
     """Where the state of one training of a network lies, with the settings and arrays of this moment."""
     settings = {key: value for key, value in store.settings.items() if key not in OF_NO_TRAINING}
-    arrays = {key: digest for key, digest in store.inputs.items() if key.endswith(".npy")}
+    arrays = {key: digest for key, digest in store.inputs.items() if key.endswith(".npy") and "_features" not in key}
     return Checkpoint(folder(store, network) / f"{training}.npz", settings | arrays)
 
 

@@ -167,6 +167,11 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
+def again() -> str:
+    """How to go on with what this command has begun."""
+    return "the same command" + " without --restart" * ("--restart" in sys.argv)
+
+
 def complaint(error: BaseException) -> tuple[str, int] | None:
     """What to say of an error that the user can mend, and the exit code; None: it is another."""
     if isinstance(error, InputError):
@@ -176,7 +181,7 @@ def complaint(error: BaseException) -> tuple[str, int] | None:
         return f"{place}: {error.strerror}; mend that and run the command again", InputError.exit_code
     if isinstance(error, KeyboardInterrupt):
         by = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
-        return "interrupted; the same command goes on", 128 + by
+        return f"interrupted; {again()} goes on", 128 + by
     advice = hardware.advice(error)
     return (advice, InputError.exit_code) if advice else None
 
@@ -204,7 +209,7 @@ def run(
     try:
         arguments = flags.parse_args()
         with contextlib.ExitStack() as stack:
-            if runs.is_leader():
+            if not getattr(arguments, "distribute", False) or runs.is_leader():
                 for name in writes:
                     runs.check_writable(getattr(arguments, name))
                 if "data" in writes:

@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from melanoma import backbones, command
 from melanoma.errors import InputError
+from melanoma.runs import PREFIX
 
 import keras
 import numpy as np
@@ -37,7 +38,6 @@ import numpy as np
 if TYPE_CHECKING:
     from melanoma.training import Batches
 
-PREFIX = "KERAS_DISTRIBUTION_"
 PATIENCE = 300  # seconds to wait for the others to start, as JAX does
 SILENCE = 30  # seconds after which a machine that does not answer is given up
 NOTICE = 5  # seconds within which the end of a process is seen, while its machine is there
@@ -171,7 +171,7 @@ class Peers:
 
     def _stop_too(self, reason: str) -> None:
         if self.over.acquire(blocking=False):
-            advice = "Start the same command on all of them again: it goes on from the last checkpoint."
+            advice = f"Start {command.again()} on all of them: it goes on from the last checkpoint."
             self._end(reason, f"{reason}\nSo process {self.process} stops too. {advice}", InputError.exit_code)
 
     def _end(self, reason: str, message: str, code: int) -> None:
@@ -227,9 +227,6 @@ class Devices:
     def wait(self) -> None:
         """Returns when all processes have come here."""
 
-    def agree(self, model: keras.Model) -> None:
-        """Gives a model the weights that process 0 has."""
-
     @contextlib.contextmanager
     def trainer(
         self, model: keras.Model, train: "Batches", validation: "Batches | None"
@@ -258,7 +255,7 @@ class Fed(keras.utils.PyDataset):
 
     def __init__(self, batches: "Batches") -> None:
         """Takes the batches."""
-        super().__init__(batches.workers, use_multiprocessing=False, max_queue_size=batches.max_queue_size)
+        super().__init__()
         self.batches = batches
 
     def __len__(self) -> int:

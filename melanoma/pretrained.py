@@ -131,7 +131,8 @@ def pack_segnet(store: stages.Store, graphics: Path) -> None:
     settings = json.loads(store.check("segnet_settings").read_text(encoding="utf-8"))
     used, figures = store.written_with("segnet_settings"), graphics / "segmentation.json"
     told = json.loads(figures.read_text(encoding="utf-8")) if figures.is_file() else {}
-    if told.get("settings") != used:
+    # What computed predictions differs: the settings of the weights are noted before the last of them.
+    if not told or told["settings"] | {"inference": None} != used | {"inference": None}:
         raise InputError(f"{figures} is not of the network in {store.data}: run {stages.SEGNET} again")
     if used["folds"] > 1 or used["limit"]:
         raise InputError(f"the last training had --folds or --limit: run {stages.SEGNET} without")

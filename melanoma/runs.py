@@ -13,6 +13,7 @@ from pathlib import Path
 
 from melanoma.errors import InputError
 
+PREFIX = "KERAS_DISTRIBUTION_"  # of Keras' environment variables that make processes members of one job
 LOCK = ".lock"  # in the data folder, while a run is at work there
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}  # some network file systems know none
 
@@ -35,7 +36,7 @@ def check_writable(folder: Path) -> None:
 
 def is_leader() -> bool:
     """Whether this process writes the files: of the members of a distributed job the first alone does."""
-    return os.environ.get("KERAS_DISTRIBUTION_PROCESS_ID", "0") == "0"
+    return os.environ.get(f"{PREFIX}PROCESS_ID", "0") == "0"
 
 
 @contextlib.contextmanager

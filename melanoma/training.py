@@ -1,11 +1,13 @@
 """The one training loop and the one prediction loop, for both networks and every Keras backend."""
 
+import contextlib
 import math
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,15 +18,16 @@ from melanoma.checkpoints import Checkpoint, State
 from melanoma.command import log
 from melanoma.errors import InputError
 
+import joblib
 import keras
 import numpy as np
 import pandas as pd
 
 Draw = Callable[[dict[str, list[float]], list[float], int], None]  # of history, seconds of each epoch, best epoch
 
-THREADS = os.cpu_count() or 1  # batches prepared at once; Pillow's warps run outside Python's interpreter lock
-
-BACKGROUND = 10  # niceness of threads that prepare batches
+THREADS = joblib.cpu_count()  # that prepare batches; Pillow's warps run outside Python's interpreter lock
+AHEAD = 2 * THREADS  # batches prepared before they are asked for, at most
+BACKGROUND = 10  # niceness of these threads, at least
 
 WARM_UP = 0.05  # of all steps
 
@@ -43,7 +46,8 @@ def step_back() -> None:
     Varying photographs takes what the steps leave idle then, not a core from under them. Not for the main thread.
     """
     if sys.platform == "linux" and threading.current_thread() is not threading.main_thread():
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BACKGROUND)
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, max(BACKGROUND, os.getpriority(os.PRIO_PROCESS, thread)))
 
 
 class Batches(keras.utils.PyDataset):
@@ -80,7 +84,7 @@ class Batches(keras.utils.PyDataset):
                 Needs a seed. None: each row comes once.
             loss_weights: float (N,), what each row's loss counts; None: all the same.
         """
-        super().__init__(workers=THREADS if vary else 1, use_multiprocessing=False, max_queue_size=2 * THREADS)
+        super().__init__()
         self.inputs, self.targets, self.batch_size = inputs, targets, batch_size
         self.rows = np.arange(len(inputs)) if rows is None else rows
         self.seed, self.vary, self.target_is_mask = seed, vary, target_is_mask
@@ -133,6 +137,39 @@ class Batches(keras.utils.PyDataset):
         return (inputs, targets) if self.loss_weights is None else (inputs, targets, self.loss_weights[rows])
 
 
+class Ahead(keras.utils.PyDataset):
+    """Batches that threads prepare before they are asked for.
+
+    Keras has such threads too. What they have prepared when it begins anew, after a batch by which it builds the
+    model, opens the first epoch though, and so on with every later one (3.15.1).
+    """
+
+    def __init__(self, batches: keras.utils.PyDataset, threads: ThreadPoolExecutor) -> None:
+        """Takes the batches, and who prepares them."""
+        super().__init__()
+        self.batches, self.threads = batches, threads
+        self.coming: dict[int, Future] = {}
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
+        """One batch."""
+        coming = self.coming
+        for later in range(index, min(index + AHEAD, len(self))):
+            if later not in coming:
+                coming[later] = self.threads.submit(self.batches.__getitem__, later)
+        return coming.pop(index).result()
+
+    def on_epoch_end(self) -> None:
+        """Draws the order of the next epoch."""
+        for batch in self.coming.values():
+            batch.cancel()
+        self.coming = {}
+        self.batches.on_epoch_end()
+
+
 @dataclass(frozen=True)
 class Training:
     """How a training went."""
@@ -165,6 +202,8 @@ class Keeper(keras.callbacks.Callback):
         self.network, self.monitor, self.start, self.patience = network, monitor, start, patience
         self.checkpoint, self.draw, self.writes = checkpoint, draw, writes
         self.initial = network.get_weights()
+        weights = {id(weight) for weight in network.weights}
+        self.seeds = [(one, keras.ops.convert_to_numpy(one)) for one in network.variables if id(one) not in weights]
         self.history: dict[str, list[float]] = {}
         self.seconds: list[float] = []
         self.best: list[np.ndarray] = []
@@ -176,20 +215,27 @@ class Keeper(keras.callbacks.Callback):
         """All that changes while the trainer learns."""
         return [*self.model.variables, *self.model.optimizer.variables]
 
-    @property
-    def gains(self) -> list[float]:
+    def gains(self, history: dict[str, list[float]]) -> list[float]:
         """The monitored value of each epoch; lowest where it is no number."""
-        return [-math.inf if math.isnan(value) else value for value in self.history.get(self.monitor, [])]
+        return [-math.inf if math.isnan(value) else value for value in history.get(self.monitor, [])]
 
-    @property
-    def best_epoch(self) -> int:
+    def best_epoch(self, history: dict[str, list[float]]) -> int:
         """The epoch with the highest monitored value, from 1; 0 where none is higher than the start."""
-        highest = max(self.gains, default=-math.inf)
-        return 1 + self.gains.index(highest) if highest > self.start else 0
+        gains = self.gains(history)
+        highest = max(gains, default=-math.inf)
+        return 1 + gains.index(highest) if highest > self.start else 0
 
     def resume(self, state: State) -> None:
-        """Takes up a training where it was."""
+        """Takes up a training where it was.
+
+        Raises:
+            InputError: the state has another number of variables, as of other versions of the packages.
+        """
         self.history, self.seconds, self.best = state.history, state.seconds, state.best
+        if state.variables and len(state.variables) != len(self.variables):
+            raise InputError(
+                f"{self.checkpoint.path} does not fit the network of these packages: --restart trains anew"
+            )
         for variable, value in zip(self.variables if state.variables else (), state.variables, strict=True):
             variable.assign(value)
 
@@ -197,7 +243,7 @@ class Keeper(keras.callbacks.Callback):
         """Notes what the epoch before has led to; looks at the clock."""
         if self.seconds:
             variables = [keras.ops.convert_to_numpy(variable) for variable in self.variables]
-            self.unsaved = State(dict(self.history), list(self.seconds), variables=variables, best=self.best)
+            self.unsaved = State(self.history, self.seconds, variables=variables, best=self.best)
             if time.monotonic() >= self.last_look + SECONDS_BETWEEN_LOOKS:
                 self.save()
         self.started = time.perf_counter()
@@ -223,24 +269,30 @@ class Keeper(keras.callbacks.Callback):
         weights = self.network.get_weights()
         if not all(np.isfinite(array).all() for array in weights):
             self.check_loss(math.nan)
-        for name, value in logs.items():
-            self.history.setdefault(name, []).append(float(value))
-        self.seconds.append(time.perf_counter() - self.started)
-        if self.best_epoch == len(self.seconds):
+        # New lists: the state that is kept holds the old ones.
+        self.history = {name: [*self.history.get(name, []), float(value)] for name, value in logs.items()}
+        self.seconds = [*self.seconds, time.perf_counter() - self.started]
+        if self.best_epoch(self.history) == len(self.seconds):
             self.best = weights
-        gains = self.gains
+        gains = self.gains(self.history)
         self.model.stop_training = len(gains) - 1 - gains.index(max(gains)) >= self.patience
 
     def save(self) -> None:
         """Writes the state of the last whole epoch, where it is not there yet, and draws the curves."""
         if self.unsaved and self.writes:
             self.checkpoint.save(self.unsaved)
-            self.draw(self.history, self.seconds, self.best_epoch)
+            history = self.unsaved.history
+            self.draw(history, self.unsaved.seconds, self.best_epoch(history))
         self.unsaved, self.last_look = None, time.monotonic()
 
     def finish(self) -> None:
-        """Gives the network its best epoch's weights, or back those that it came with; nothing else is left to keep."""
+        """Gives the network its best epoch's weights, or back those that it came with; nothing else is left to keep.
+
+        Its random generators are as before: what is trained next does not depend on an interruption.
+        """
         self.network.set_weights(self.best or self.initial)
+        for seed, value in self.seeds:
+            seed.assign(value)
         self.unsaved = State(self.history, self.seconds, finished=True, best=self.best)
         self.save()
 
@@ -300,7 +352,9 @@ def fit(
     rates = schedule(learning_rate, epochs * len(train))
     keeper = Keeper(model, monitor, start, patience, checkpoint, draw, writes=devices.leads)
     state = checkpoint.load()
-    with devices.trainer(model, train, validation) as (trainer, own_train, own_validation, bring_back):
+    with contextlib.ExitStack() as stack:
+        shared = stack.enter_context(devices.trainer(model, train, validation))
+        trainer, own_train, own_validation, bring_back = shared
         optimizer = keras.optimizers.Adam(rates, use_ema=averaging > 0, ema_momentum=averaging or None)
         # Variables belong to the devices where they are made: those of metrics are made anew.
         made_here = [type(one).from_config(one.get_config()) if hasattr(one, "get_config") else one for one in metrics]
@@ -311,11 +365,13 @@ def fit(
             trainer.optimizer.build(trainer.trainable_variables)
             keeper.resume(state)
             train.skip(len(state.seconds))
-            log.info("%s: goes on after epoch %d, from %s", model.name, len(state.seconds), checkpoint.path)
+            how = "was trained already, up to" if state.finished else "goes on after"
+            log.info("%s: %s epoch %d, from %s", model.name, how, len(state.seconds), checkpoint.path)
         if not (state and state.finished):
+            threads = stack.enter_context(ThreadPoolExecutor(THREADS))
             try:
                 trainer.fit(
-                    own_train,
+                    Ahead(own_train, threads),
                     validation_data=own_validation,
                     epochs=epochs,
                     initial_epoch=len(keeper.seconds),
@@ -327,9 +383,10 @@ def fit(
                 keeper.save()
                 raise
     keeper.finish()
-    best = max(keeper.gains) if keeper.best_epoch else start
-    log.info("%s: best %s %.4f, after epoch %d of %d", model.name, monitor, best, keeper.best_epoch, epochs)
-    return Training(keeper.history, keeper.best_epoch, best, keeper.seconds)
+    best_epoch = keeper.best_epoch(keeper.history)
+    best = max(keeper.gains(keeper.history)) if best_epoch else start
+    log.info("%s: best %s %.4f, after epoch %d of %d", model.name, monitor, best, best_epoch, epochs)
+    return Training(keeper.history, best_epoch, best, keeper.seconds)
 
 
 def record(

@@ -1,6 +1,7 @@
 """Bad files and broken machines, provoked: what each script says, what it exits with, and what it leaves."""
 
 import argparse
+import contextlib
 import os
 import pickle
 import resource
@@ -271,13 +272,16 @@ def test_second_run_in_a_folder_is_refused(
     assert "another run" not in capsys.readouterr().err
 
 
-def test_other_members_of_a_distributed_job_take_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", [stages.MASKING, *places(tmp_path)])
-    monkeypatch.setenv("KERAS_DISTRIBUTION_PROCESS_ID", "1")
-    worked: list[argparse.Namespace] = []
-    with runs.alone(tmp_path / "data"):
-        command.run(pipeline.parser(stages.MASKING), worked.append)
-    assert len(worked) == 1
+@pytest.mark.parametrize(("flags", "worked"), [(["--distribute"], True), ([], False)])
+def test_members_of_a_distributed_job_alone_take_no_lock(
+    flags: list[str], worked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", [stages.SEGNET, *places(tmp_path), *flags])
+    monkeypatch.setenv(f"{runs.PREFIX}PROCESS_ID", "1")
+    done: list[argparse.Namespace] = []
+    with runs.alone(tmp_path / "data"), contextlib.nullcontext() if worked else pytest.raises(SystemExit):
+        command.run(pipeline.parser(stages.SEGNET), done.append)
+    assert bool(done) == worked
 
 
 HOLDER = """

@@ -109,7 +109,7 @@ def test_pretrained_network_answers_in_bfloat16_nearly_as_in_float32(finished: P
     before = [layer.dtype_policy.name for layer in backbones.flat(model)]
     found = inference.Compiled(model).predict_on_batch(images)
     assert [layer.dtype_policy.name for layer in backbones.flat(model)] == before and "mixed_bfloat16" in before
-    assert 1e-4 < abs(found - expected).mean() < 0.1  # README, "Predictions on a CPU": what bfloat16 costs
+    assert 1e-4 < abs(found - expected).mean() < 0.1  # README, "Without a GPU": what bfloat16 costs
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > 0.9
 
 

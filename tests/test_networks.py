@@ -303,15 +303,16 @@ def test_image_too_small_for_the_backbone_is_told() -> None:
 
 
 @pytest.mark.parametrize("learns", [True, False])
-def test_fused_normalisation_equals_that_of_keras(learns: bool) -> None:
+@pytest.mark.parametrize(("policy", "tolerance"), [("float32", 1e-3), ("mixed_bfloat16", 2e-2)])
+def test_fused_normalisation_equals_that_of_keras(policy: str, tolerance: float, learns: bool) -> None:
     x = np.random.default_rng(0).normal(2, 3, (3, 5, 4, 6)).astype(np.float32)
     target = np.random.default_rng(1).normal(size=x.shape).astype(np.float32)
     found = []
     for make in (normalisation.BatchNormalization, keras.layers.BatchNormalization):
         keras.utils.set_random_seed(0)
         inputs = keras.Input(x.shape[1:])
-        layer = make(momentum=0.5)
-        before = keras.layers.Conv2D(6, 1, name="before")
+        layer = make(momentum=0.5, dtype=policy)
+        before = keras.layers.Conv2D(6, 1, name="before", dtype=policy)
         model = keras.Model(inputs, layer(before(inputs)))
         layer.trainable = learns
         layer.gamma.assign(np.linspace(0.5, 2, 6))
@@ -320,7 +321,9 @@ def test_fused_normalisation_equals_that_of_keras(learns: bool) -> None:
         losses = [model.train_on_batch(x, target) for _ in range(2)]
         found.append([*losses, *model.get_weights(), model.predict_on_batch(x)])
     for fused, composed in zip(*found, strict=True):
-        assert fused == pytest.approx(composed, rel=1e-3, abs=1e-4)
+        assert np.asarray(fused, np.float32) == pytest.approx(
+            np.asarray(composed, np.float32), rel=tolerance, abs=tolerance
+        )
 
 
 def test_networks_are_normalised_by_the_fused_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

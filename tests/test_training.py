@@ -6,6 +6,7 @@ import resource
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def regression(seed: int | None = 0) -> tuple[np.ndarray, np.ndarray]:
     return rng.random((12, 3), np.float32), rng.random((12, 2), np.float32)
 
 
-FIRST_EPOCH = 1  # Keras draws a batch to build the model, and takes that for an epoch
+FIRST_EPOCH = 1  # Keras takes the building of the model for an epoch
 
 
 class Counted(training.Batches):
@@ -274,6 +275,67 @@ def dropping() -> keras.Model:
     return keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Dropout(0.5)(x)), name="dropping")
 
 
+def test_interruption_between_two_epochs_loses_none_that_was_whole(tmp_path: Path) -> None:
+    data, judge = regression(), training.Keeper.on_epoch_end
+    model = dropping()
+    whole = fit_dense(model, training.Batches(*data, 4, seed=3), tmp_path / "whole", epochs=4)
+
+    def stop(keeper: training.Keeper, epoch: int, logs: dict[str, float] | None = None) -> None:
+        judge(keeper, epoch, logs)
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.Keeper, "on_epoch_end", stop)
+        with pytest.raises(KeyboardInterrupt):
+            fit_dense(dropping(), training.Batches(*data, 4, seed=3), tmp_path, epochs=4)
+    state = kept_in(tmp_path, epochs=4).load()
+    assert state and len(state.seconds) == len(state.history["loss"]) == 2
+    again = dropping()
+    result = fit_dense(again, training.Batches(*data, 4, seed=3), tmp_path, epochs=4)
+    assert result.history == whole.history
+    assert all(np.array_equal(*pair) for pair in zip(model.get_weights(), again.get_weights(), strict=True))
+
+
+def test_training_that_follows_an_interrupted_one_is_the_same(tmp_path: Path) -> None:
+    data, found = regression(), list[list[np.ndarray]]()
+    for _ in range(2):  # the second time the first of two trainings was finished before
+        model = dropping()
+        fit_dense(model, training.Batches(*data, 4, seed=3), tmp_path / "first")
+        fit_dense(model, training.Batches(*data, 4, seed=4), tmp_path / f"second{len(found)}")
+        found.append(model.get_weights())
+    assert all(np.array_equal(*pair) for pair in zip(*found, strict=True))
+
+
+class Noted(training.Batches):
+    """Notes the first input of each batch that it gives in an epoch."""
+
+    def __init__(self, *arguments: Any, **more: Any) -> None:
+        self.given: dict[int, list[float]] = {}
+        super().__init__(*arguments, **more)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
+        batch = super().__getitem__(index)
+        self.given.setdefault(self.epoch, []).append(float(batch[0][0, 0]))
+        return batch
+
+
+def test_batches_come_ahead_and_in_order_whatever_was_asked_before() -> None:
+    inputs = np.arange(8 * training.AHEAD, dtype=np.float32)[:, None]
+    noted = Noted(inputs, inputs, 2, seed=0)
+    with ThreadPoolExecutor(training.THREADS) as threads:
+        ahead = training.Ahead(noted, threads)
+        ahead[0]  # as Keras does to build a model
+        ahead.on_epoch_end()
+        for _ in range(2):
+            batches = [ahead[index][0].ravel() for index in range(len(ahead))]
+            assert np.array_equal(np.concatenate(batches), noted.order)
+            assert len(noted.given[noted.epoch]) == len(ahead)
+            ahead.on_epoch_end()
+        ahead[0]
+    assert len(noted.given[noted.epoch]) == training.AHEAD
+
+
 @pytest.mark.parametrize("averaging", [0.0, 0.9])
 def test_interrupted_training_ends_with_the_weights_of_an_uninterrupted_one(averaging: float, tmp_path: Path) -> None:
     data = regression()
@@ -331,12 +393,28 @@ def test_states_and_curves_come_while_it_trains_but_not_all_the_time(
     assert drawn == [4, 1, 2, 3, 4]
 
 
-def test_damaged_state_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bytes_left", [0, -200])
+def test_damaged_state_is_refused(bytes_left: int, tmp_path: Path) -> None:
     checkpoint = kept_in(tmp_path)
     checkpoint.save(State({}, [], variables=[np.zeros(1000)]))
-    checkpoint.path.write_bytes(checkpoint.path.read_bytes()[:-200])
+    checkpoint.path.write_bytes(checkpoint.path.read_bytes()[:bytes_left])
     with pytest.raises(InputError, match=r"damaged.*--restart"):
         checkpoint.load()
+
+
+def test_state_of_another_version_is_refused(tmp_path: Path) -> None:
+    state = State({}, [])
+    object.__setattr__(state, "momentum", 0.5)
+    kept_in(tmp_path).save(state)
+    with pytest.raises(InputError, match=r"momentum.*--restart"):
+        kept_in(tmp_path).load()
+
+
+def test_state_with_other_variables_is_refused(tmp_path: Path) -> None:
+    checkpoint = kept_in(tmp_path, epochs=3)
+    checkpoint.save(State({"loss": [1.0], "closeness": [0.0]}, [1.0], variables=[np.zeros(3)]))
+    with pytest.raises(InputError, match=r"does not fit.*--restart"):
+        fit_dense(dense(), training.Batches(*regression(), 4), tmp_path)
 
 
 def test_history_has_a_line_for_each_epoch(tmp_path: Path) -> None:
