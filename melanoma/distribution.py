@@ -255,7 +255,7 @@ class Fed(keras.utils.PyDataset):
 
     def __init__(self, batches: "Batches") -> None:
         """Takes the batches."""
-        super().__init__()
+        super().__init__(batches.workers, use_multiprocessing=False, max_queue_size=batches.max_queue_size)
         self.batches = batches
 
     def __len__(self) -> int:
@@ -284,7 +284,10 @@ class BringBack(keras.callbacks.Callback):
 
 
 class MirroredModel(keras.Model):
-    """Trains alike however the rows of a step are shared among the replicas."""
+    """Trains alike however the rows of a step are shared among the replicas; `training.fit` builds it."""
+
+    def _maybe_symbolic_build(self, **_: Any) -> None:
+        """Draws no batch to be built from."""
 
     def compute_loss(self, x: Any = None, *arguments: Any, training: bool = True, **more: Any) -> Any:
         """The replica's mean, as Keras reports it, with the gradient of its share of the mean of all.

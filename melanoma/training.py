@@ -1,13 +1,11 @@
 """The one training loop and the one prediction loop, for both networks and every Keras backend."""
 
-import contextlib
 import math
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +24,6 @@ import pandas as pd
 Draw = Callable[[dict[str, list[float]], list[float], int], None]  # of history, seconds of each epoch, best epoch
 
 THREADS = joblib.cpu_count()  # that prepare batches; Pillow's warps run outside Python's interpreter lock
-AHEAD = 2 * THREADS  # batches prepared before they are asked for, at most
 BACKGROUND = 10  # niceness of these threads, at least
 
 WARM_UP = 0.05  # of all steps
@@ -84,7 +81,7 @@ class Batches(keras.utils.PyDataset):
                 Needs a seed. None: each row comes once.
             loss_weights: float (N,), what each row's loss counts; None: all the same.
         """
-        super().__init__()
+        super().__init__(workers=THREADS if vary else 1, use_multiprocessing=False, max_queue_size=2 * THREADS)
         self.inputs, self.targets, self.batch_size = inputs, targets, batch_size
         self.rows = np.arange(len(inputs)) if rows is None else rows
         self.seed, self.vary, self.target_is_mask = seed, vary, target_is_mask
@@ -135,39 +132,6 @@ class Batches(keras.utils.PyDataset):
                 if varied is not None:
                     targets[place] = varied
         return (inputs, targets) if self.loss_weights is None else (inputs, targets, self.loss_weights[rows])
-
-
-class Ahead(keras.utils.PyDataset):
-    """Batches that threads prepare before they are asked for.
-
-    Keras has such threads too. What they have prepared when it begins anew, after a batch by which it builds the
-    model, opens the first epoch though, and so on with every later one (3.15.1).
-    """
-
-    def __init__(self, batches: keras.utils.PyDataset, threads: ThreadPoolExecutor) -> None:
-        """Takes the batches, and who prepares them."""
-        super().__init__()
-        self.batches, self.threads = batches, threads
-        self.coming: dict[int, Future] = {}
-
-    def __len__(self) -> int:
-        """Batches per epoch."""
-        return len(self.batches)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
-        """One batch."""
-        coming = self.coming
-        for later in range(index, min(index + AHEAD, len(self))):
-            if later not in coming:
-                coming[later] = self.threads.submit(self.batches.__getitem__, later)
-        return coming.pop(index).result()
-
-    def on_epoch_end(self) -> None:
-        """Draws the order of the next epoch."""
-        for batch in self.coming.values():
-            batch.cancel()
-        self.coming = {}
-        self.batches.on_epoch_end()
 
 
 @dataclass(frozen=True)
@@ -352,26 +316,25 @@ def fit(
     rates = schedule(learning_rate, epochs * len(train))
     keeper = Keeper(model, monitor, start, patience, checkpoint, draw, writes=devices.leads)
     state = checkpoint.load()
-    with contextlib.ExitStack() as stack:
-        shared = stack.enter_context(devices.trainer(model, train, validation))
-        trainer, own_train, own_validation, bring_back = shared
+    with devices.trainer(model, train, validation) as (trainer, own_train, own_validation, bring_back):
         optimizer = keras.optimizers.Adam(rates, use_ema=averaging > 0, ema_momentum=averaging or None)
         # Variables belong to the devices where they are made: those of metrics are made anew.
         made_here = [type(one).from_config(one.get_config()) if hasattr(one, "get_config") else one for one in metrics]
         trainer.compile(optimizer, loss=loss, metrics=made_here)
         average = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)] if averaging else []
         keeper.set_model(trainer)
+        if unfinished := not (state and state.finished):
+            # Before Keras does it from a batch that it draws: what its threads prepare meanwhile would open the epoch.
+            trainer._symbolic_build(data_batch=own_train[0])
         if state:
-            trainer.optimizer.build(trainer.trainable_variables)
             keeper.resume(state)
             train.skip(len(state.seconds))
-            how = "was trained already, up to" if state.finished else "goes on after"
+            how = "goes on after" if unfinished else "was trained already, up to"
             log.info("%s: %s epoch %d, from %s", model.name, how, len(state.seconds), checkpoint.path)
-        if not (state and state.finished):
-            threads = stack.enter_context(ThreadPoolExecutor(THREADS))
+        if unfinished:
             try:
                 trainer.fit(
-                    Ahead(own_train, threads),
+                    own_train,
                     validation_data=own_validation,
                     epochs=epochs,
                     initial_epoch=len(keeper.seconds),

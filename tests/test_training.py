@@ -6,7 +6,6 @@ import resource
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -305,35 +304,6 @@ def test_training_that_follows_an_interrupted_one_is_the_same(tmp_path: Path) ->
         fit_dense(model, training.Batches(*data, 4, seed=4), tmp_path / f"second{len(found)}")
         found.append(model.get_weights())
     assert all(np.array_equal(*pair) for pair in zip(*found, strict=True))
-
-
-class Noted(training.Batches):
-    """Notes the first input of each batch that it gives in an epoch."""
-
-    def __init__(self, *arguments: Any, **more: Any) -> None:
-        self.given: dict[int, list[float]] = {}
-        super().__init__(*arguments, **more)
-
-    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
-        batch = super().__getitem__(index)
-        self.given.setdefault(self.epoch, []).append(float(batch[0][0, 0]))
-        return batch
-
-
-def test_batches_come_ahead_and_in_order_whatever_was_asked_before() -> None:
-    inputs = np.arange(8 * training.AHEAD, dtype=np.float32)[:, None]
-    noted = Noted(inputs, inputs, 2, seed=0)
-    with ThreadPoolExecutor(training.THREADS) as threads:
-        ahead = training.Ahead(noted, threads)
-        ahead[0]  # as Keras does to build a model
-        ahead.on_epoch_end()
-        for _ in range(2):
-            batches = [ahead[index][0].ravel() for index in range(len(ahead))]
-            assert np.array_equal(np.concatenate(batches), noted.order)
-            assert len(noted.given[noted.epoch]) == len(ahead)
-            ahead.on_epoch_end()
-        ahead[0]
-    assert len(noted.given[noted.epoch]) == training.AHEAD
 
 
 @pytest.mark.parametrize("averaging", [0.0, 0.9])
