@@ -5,6 +5,7 @@ Every way runs in a process of its own, on drawn photographs of 256 pixels and r
 bare       the step alone, on one batch that is in memory already
 loop       `training.fit` as the scripts call it: arrays on disk, random variants of every photograph
 predict    `training.predict` by Keras or OpenVINO, or PyTorch alone
+           PyTorch comes twice: as it is installed, and with the C library keeping freed memory, as ours always does
 head       densenet_train.py --train head, from its start to the fitted head; with --data
 
 Prints     images per second, the share of the loop's time that is not the bare step's, and peak memory of each process
@@ -38,13 +39,14 @@ BATCH = 16
 WARM_UP = 2  # steps, or photographs to predict for, that compile and are not counted
 EPOCHS = 3  # of the loop, after one that compiles; the bare step is measured before and after
 CLASSES = 3
-KERAS, TORCH = "Keras", "PyTorch"
+KERAS, TORCH, TORCH_KEEPING = "Keras", "PyTorch", "PyTorch keeping memory"
 FLOAT, HALF = "float32", "bfloat16"
 POLICIES = {FLOAT: "float32", HALF: "mixed_bfloat16"}  # of Keras
-TRAINED = [(KERAS, "segnet", FLOAT), (KERAS, "segnet", HALF), (KERAS, "densenet121", FLOAT)]
-TRAINED += [(KERAS, "densenet121", HALF), (TORCH, "densenet121", FLOAT), (TORCH, "densenet121", HALF)]
+RIVALS = [(library, precision) for library in (TORCH, TORCH_KEEPING) for precision in (FLOAT, HALF)]
+TRAINED = [(KERAS, network, precision) for network in ("segnet", "densenet121") for precision in (FLOAT, HALF)]
+TRAINED += [(library, "densenet121", precision) for library, precision in RIVALS]
 OPENVINO = "OpenVINO"  # by `training.predict`
-PREDICTED = [(KERAS, FLOAT), (OPENVINO, FLOAT), (OPENVINO, HALF), (TORCH, FLOAT), (TORCH, HALF)]
+PREDICTED = [(KERAS, FLOAT), (OPENVINO, FLOAT), (OPENVINO, HALF), *RIVALS]
 HEAD = ("--train", "head", "--weights", "none", "--batch-size", "256", "--precision", POLICIES[HALF], "--no-turns")
 
 
@@ -227,16 +229,18 @@ def fit_head(data: Path) -> dict[str, float]:
 
 def work(words: list[str], steps: int, count: int, kept: bool) -> None:
     """Does one way and prints what it found."""
-    hardware.keep_memory()  # as melanoma.training does; PyTorch gains as much
     kind, library, *rest = words
+    if library == TORCH_KEEPING:
+        hardware.keep_memory()  # as melanoma.training does
     if kind == "head":
         found = fit_head(Path(rest[0]))
     elif kind == "train":
         network, precision = rest
-        is_torch = library == TORCH
-        found = train_torch(precision, steps, kept) if is_torch else train_keras(network, precision, steps, kept)
+        is_ours = library == KERAS
+        found = train_keras(network, precision, steps, kept) if is_ours else train_torch(precision, steps, kept)
     else:
-        found = predict_torch(rest[0], count) if library == TORCH else predict_keras(library, rest[0], count)
+        is_rival = (library, *rest) in RIVALS
+        found = predict_torch(rest[0], count) if is_rival else predict_keras(library, rest[0], count)
     print(json.dumps(found | {"peak": command.peak_memory()}))
 
 
@@ -279,8 +283,9 @@ def compare(arguments: argparse.Namespace) -> None:
     for each in (found[way] for way in ways if way[0] == "head"):
         seconds, images = (statistics.median(one[name] for one in each) for name in ("seconds", "images"))
         print(f"\ndensenet_train.py {' '.join(HEAD)}: {seconds:.1f} s to the head, {images:.0f} photographs")
-        if rival := middle.get(("predict", TORCH, FLOAT)):
-            print(f"PyTorch in float32, features alone: {images / rival['predict']:.1f} s")
+        for library in (TORCH, TORCH_KEEPING):
+            if rival := middle.get(("predict", library, FLOAT)):
+                print(f"{library} in float32, features alone: {images / rival['predict']:.1f} s")
 
 
 def main() -> None:
