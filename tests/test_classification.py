@@ -6,7 +6,20 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from melanoma import augment, backbones, classifier, folds, isic, metrics, pretrained, probe, stages, training
+from melanoma import (
+    augment,
+    backbones,
+    checkpoints,
+    classifier,
+    folds,
+    inference,
+    isic,
+    metrics,
+    pretrained,
+    probe,
+    stages,
+    training,
+)
 from melanoma.errors import InputError, StageError
 
 import keras
@@ -308,14 +321,25 @@ def test_names_of_members_are_what_the_contract_expects() -> None:
     assert folds.members(1, 1, 5) == [folds.Member("", -1, 5)]
 
 
-def test_random_weights_are_the_only_ones_whose_features_depend_on_the_seed(own_chain: Path, weights: str) -> None:
+def test_random_weights_are_the_only_ones_whose_features_depend_on_the_seed(
+    own_chain: Path, weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipeline.classify(own_chain, "--train", "head")
     before = reader(own_chain).manifest["arrays/val_mobilenet_features.npy"]["sha256"]
     pipeline.classify(own_chain, "--train", "head", "--seed", "1")
     after = reader(own_chain).manifest["arrays/val_mobilenet_features.npy"]["sha256"]
     assert before != after
     moments = []
-    for seed in ("0", "1"):
+    for seed, least_views in (("0", 0), ("1", inference.LEAST_VIEWS)):
+        monkeypatch.setattr(inference, "LEAST_VIEWS", least_views)  # another library, perhaps
         pipeline.classify(own_chain, "--weights", weights, "--train", "head", "--seed", seed)
         moments.append(reader(own_chain).path("features", split="val", backbone=BACKBONE).stat().st_mtime_ns)
     assert moments[0] == moments[1]
+
+
+def test_state_of_a_training_rests_on_the_images_not_on_their_features(finished: Path) -> None:
+    store = stages.Store(finished / "data", stages.CLASSIFIER, {"inference": "keras float32", "seed": 0})
+    store.load("features", split="train", backbone=BACKBONE)
+    store.load("masked", split="train")
+    made_with = checkpoints.of_training(store, BACKBONE, "head").made_with
+    assert made_with.keys() == {"seed", "arrays/train_masked.npy"}

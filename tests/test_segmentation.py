@@ -122,6 +122,16 @@ def test_half_precision_in_computation_leaves_results_of_full_precision(
     assert all(np.isfinite(values).all() for training in trainings for values in training["history"].values())
 
 
+def test_network_is_packed_whatever_computed_its_last_masks(own_chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = report(own_chain)
+    figures["settings"]["inference"] = "another library"
+    (own_chain / "graphics" / "segmentation.json").write_text(json.dumps(figures))
+    packed: list[str] = []
+    monkeypatch.setattr(pretrained, "write", lambda network, *_: packed.append(network))
+    pack(own_chain)
+    assert packed == [pretrained.SEGNET]
+
+
 def test_figures_of_another_run_are_not_packed(shipped: Path) -> None:
     pipeline.run(stages.SEGNET, shipped, "--pretrained", "--no-turns")
     with pytest.raises(InputError, match="is not of the network"):
