@@ -48,7 +48,6 @@ lock: $(ENVIRONMENT)/requirements-dev.installed  ## newest versions into the loc
 	$(LOCK) requirements-cpu.in -c requirements.txt -o requirements-cpu.txt
 	$(LOCK) requirements-cluster.in -c requirements.txt -o requirements-cluster.txt
 	$(LOCK) requirements-dev.in -c requirements-cluster.txt -c requirements-cpu.txt -o requirements-dev.txt
-	$(LOCK) benchmarks/requirements.in -c requirements.txt -o benchmarks/requirements.txt
 	$(LOCK) benchmarks/requirements-torch.in -c requirements-cpu.txt -o benchmarks/requirements-torch.txt
 
 clean:  ## takes environment and demo away

@@ -3,7 +3,7 @@
 Reads   --source, full-size photographs and masks of the official validation split, repeated under new ids
 Prints  images per second of each way, ratios, and peak memory of all its processes together
 
-Run     pip install -r benchmarks/requirements.txt
+Run     pip install -r requirements.txt
         python benchmarks/preprocessing.py --source isic2017_fullres
 """
 
@@ -26,6 +26,7 @@ sys.path.insert(0, str(ROOT))
 import segmentation_01_preprocessing as preprocessing  # noqa: E402
 from melanoma import command, isic  # noqa: E402
 
+import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
@@ -76,14 +77,11 @@ def ours(source: Path, jobs: int, copies: int) -> None:
 
 def stage_of_2018(pairs: Pairs, copies: bool) -> None:
     """Full decoding, cubic resize, and a turned and a sheared copy made at full size, all kept as floats."""
-    import cv2
-
-    cv2.setNumThreads(1)
     images: list[np.ndarray] = []
     masks: list[np.ndarray] = []
     for image, mask in pairs:
         for path, flag, kept in ((image, cv2.IMREAD_COLOR, images), (mask, cv2.IMREAD_GRAYSCALE, masks)):
-            picture = cv2.imread(str(path), flag)
+            picture = np.asarray(cv2.imread(str(path), flag))
             height, width = picture.shape[:2]
             variants = [picture]
             if copies:
@@ -125,9 +123,6 @@ def floor_of_kornia(pairs: Pairs) -> None:
 
 def floor_of_opencv(pairs: Pairs) -> None:
     """The least that must be done."""
-    import cv2
-
-    cv2.setNumThreads(1)
     scales = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
     for image, mask in pairs:
         with Image.open(image) as picture:

@@ -3,8 +3,8 @@
 The same function makes the copies that are stored before training and the variants that are drawn during it.
 """
 
+import cv2
 import numpy as np
-from PIL import Image
 
 Pair = tuple[np.ndarray, np.ndarray | None]  # image uint8 (S, S, 3); mask uint8 (S, S, 1) of {0, 1}, or None
 
@@ -18,7 +18,11 @@ GAMMA = 0.2  # of the exponent's logarithm, either way: darker or lighter middle
 TURNS = 8  # flips and quarter turns of a square
 TINT = 0.05  # relative change of one colour channel, either way: cameras and lamps differ
 
+HALF_PIXEL = np.full(2, 0.5)  # OpenCV counts from the middle of the first pixel
 COPY = "_copy"  # between the id of a photograph and the number of its copy
+
+
+cv2.setNumThreads(1)  # those who call have threads or processes of their own
 
 
 def original(row_id: str) -> str:
@@ -46,7 +50,7 @@ def warp(array: np.ndarray, geometry: np.ndarray) -> np.ndarray:
     """Applies a geometry; what comes from outside the frame is its reflection.
 
     Args:
-        array: uint8 (S, S, C) with 1, 3 or 4 channels, each interpolated by itself.
+        array: uint8 (S, S, C), each channel interpolated by itself; C up to 4.
         geometry: (2, 3) from `random_geometry`.
 
     Returns:
@@ -54,21 +58,11 @@ def warp(array: np.ndarray, geometry: np.ndarray) -> np.ndarray:
     """
     size = array.shape[0]
     trim = round(TRIM * size)
-    edges = geometry @ np.array([[0, size, 0, size], [0, 0, size, size], [1, 1, 1, 1]])  # corners, as x and as y
-    before = np.maximum(trim - np.floor(edges.min(axis=1)).astype(int) + 1, 0)  # pixels to add on the left, on top
-    after = np.maximum(np.ceil(edges.max(axis=1)).astype(int) + 1 - (size - trim), 0)
-    (left, top), (right, bottom) = before.tolist(), after.tolist()
     inner = array[trim : size - trim, trim : size - trim]
-    padded = np.pad(inner, ((top, bottom), (left, right), (0, 0)), mode="symmetric")
     offset = geometry.copy()
-    offset[:, 2] += before - trim
-    mode = {1: "L", 3: "RGB", 4: "CMYK"}[array.shape[2]]  # CMYK: four plain channels, none of them transparency
-    height, width = padded.shape[:2]
-    picture = Image.frombuffer(mode, (width, height), padded.tobytes(), "raw", mode, 0, 1)
-    warped = picture.transform(
-        (size, size), Image.Transform.AFFINE, tuple(offset.ravel()), resample=Image.Resampling.BILINEAR
-    )
-    return np.asarray(warped).reshape(array.shape)
+    offset[:, 2] += geometry[:, :2] @ HALF_PIXEL - HALF_PIXEL - trim
+    how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(inner, offset, (size, size), flags=how, borderMode=cv2.BORDER_REFLECT).reshape(array.shape)
 
 
 def random_colour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -87,8 +81,7 @@ def random_colour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     grey = np.full((3, 3), 1 / 3)
     mix = gains[:, None] * (grey + saturation * (np.eye(3) - grey))
     tones = 255 * np.linspace(0, 1, 256) ** gamma
-    picture = Image.fromarray(image).convert("RGB", tuple(np.column_stack([mix, np.zeros(3)]).ravel()))
-    return np.asarray(picture.point(3 * tones.round().astype(int).tolist()))
+    return cv2.LUT(cv2.transform(image, mix), tones.round().astype(np.uint8))
 
 
 def vary(image: np.ndarray, rng: np.random.Generator, mask: np.ndarray | None = None) -> Pair:
@@ -106,7 +99,7 @@ def vary(image: np.ndarray, rng: np.random.Generator, mask: np.ndarray | None = 
     if mask is None:
         return random_colour(warp(image, geometry), rng), None
     warped = warp(np.concatenate([image, mask * np.uint8(255)], axis=2), geometry)  # both at once: less work
-    varied = random_colour(np.ascontiguousarray(warped[..., :3]), rng)
+    varied = random_colour(warped[..., :3], rng)
     return varied, (warped[..., 3:] > 127).astype(np.uint8)
 
 

@@ -23,7 +23,7 @@ import pandas as pd
 
 Draw = Callable[[dict[str, list[float]], list[float], int], None]  # of history, seconds of each epoch, best epoch
 
-THREADS = joblib.cpu_count()  # that prepare batches; Pillow's warps run outside Python's interpreter lock
+THREADS = joblib.cpu_count()  # that prepare batches; OpenCV works outside Python's interpreter lock
 BACKGROUND = 10  # niceness of these threads, at least
 
 WARM_UP = 0.05  # of all steps
