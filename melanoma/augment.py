@@ -50,7 +50,7 @@ def warp(array: np.ndarray, geometry: np.ndarray) -> np.ndarray:
     """Applies a geometry; what comes from outside the frame is its reflection.
 
     Args:
-        array: uint8 (S, S, C), each channel interpolated by itself; C up to 4.
+        array: uint8 (S, S, C), each channel interpolated by itself.
         geometry: (2, 3) from `random_geometry`.
 
     Returns:
@@ -96,11 +96,8 @@ def vary(image: np.ndarray, rng: np.random.Generator, mask: np.ndarray | None = 
         Image and mask of the same shapes and dtypes; None for the mask where none was given.
     """
     geometry = random_geometry(rng, image.shape[0])
-    if mask is None:
-        return random_colour(warp(image, geometry), rng), None
-    warped = warp(np.concatenate([image, mask * np.uint8(255)], axis=2), geometry)  # both at once: less work
-    varied = random_colour(warped[..., :3], rng)
-    return varied, (warped[..., 3:] > 127).astype(np.uint8)
+    varied = random_colour(warp(image, geometry), rng)
+    return varied, None if mask is None else (warp(mask * np.uint8(255), geometry) > 127).astype(np.uint8)
 
 
 def turned(pictures: np.ndarray, variant: int, axes: tuple[int, int] = (-2, -1)) -> np.ndarray:
