@@ -342,4 +342,4 @@ def test_state_of_a_training_rests_on_the_images_not_on_their_features(finished:
     store.load("features", split="train", backbone=BACKBONE)
     store.load("masked", split="train")
     made_with = checkpoints.of_training(store, BACKBONE, "head").made_with
-    assert made_with.keys() == {"seed", "arrays/train_masked.npy"}
+    assert made_with.keys() == {"seed", "arrays/train_masked.npy", "arrays/train_ids.npy"}
