@@ -254,8 +254,6 @@ def train_all(
             "cross-validation run %s with --folds",
             stages.SEGNET,
         )
-    if devices.leads:
-        clear_curves(arguments.graphics, arguments.backbone)
     networks, notes = [], {}
     for member in members:
         rows = np.flatnonzero(learnable & (fold_of_row != member.fold))
@@ -311,11 +309,13 @@ def region_of_interest(store: stages.Store) -> str:
     return used.pop()
 
 
-def clear_curves(graphics: Path, backbone: str) -> None:
-    """Takes the training curves of earlier networks away."""
+def clear_curves(graphics: Path, backbone: str, notes: dict[str, Any]) -> None:
+    """Takes the training curves of earlier networks away; `notes`: the phases of each of the new ones."""
+    kept = {f"{backbone}_{phase}{member}" for member, phases in notes.items() for phase in phases}
     for phase in EPOCHS:
         for path in graphics.glob(f"{backbone}_{phase}*_[ch]*"):
-            path.unlink()
+            if path.stem.rpartition("_")[0] not in kept:
+                path.unlink()
 
 
 def take_pretrained(store: stages.Store, size: int, roi: str) -> tuple[classifier.Ensemble, dict[str, Any]]:
@@ -352,7 +352,7 @@ def main(arguments: argparse.Namespace) -> None:
         pretrained.refuse_other_split(store, split)
         command.refuse(arguments, parser(), OF_TRAINING, "--pretrained trains nothing")
         ensemble, facts = take_pretrained(store, size, roi)
-        clear_curves(arguments.graphics, facts["backbone"])
+        clear_curves(arguments.graphics, facts["backbone"], {})
         found = judged(store, ensemble, arguments.batch_size)
     else:
         with distribution.devices(arguments.distribute) as devices:
@@ -361,6 +361,7 @@ def main(arguments: argparse.Namespace) -> None:
             return
         for name in ("head_weights", "classifier_weights"):
             store.keep_members(name, list(notes), backbone=arguments.backbone)
+        clear_curves(arguments.graphics, arguments.backbone, notes)
         raw = judged(store, classifier.Ensemble(networks, arguments.turns), arguments.batch_size, own)
         fitted = calibrate(store, raw)
         found = {split: fitted.apply(probabilities) for split, probabilities in raw.items()}

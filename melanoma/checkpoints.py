@@ -62,7 +62,9 @@ class Checkpoint:
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, EOFError, OSError, BadZipFile) as error:
-            raise InputError(f"{self.path} is damaged ({error}): --restart trains anew") from None
+            raise InputError(
+                f"{self.path} is damaged ({error}): without that file this network is trained anew, with --restart all"
+            ) from None
         names = sorted(made_with.keys() | self.made_with.keys())
         if changed := [name for name in names if made_with.get(name) != self.made_with.get(name)]:
             told = ", ".join(f"{name} {made_with.get(name)} then, {self.made_with.get(name)} now" for name in changed)
@@ -89,5 +91,7 @@ def remove(store: stages.Store, network: str) -> None:
 
 
 def folder(store: stages.Store, network: str) -> Path:
-    """Where the states of the trainings of a network lie."""
-    return store.data / "checkpoints" / network
+    """Where the states of the trainings of a network lie; runs with other --folds or --seeds keep theirs elsewhere."""
+    counts = {name: store.settings.get(name, 1) for name in ("folds", "seeds")}
+    several = "".join(f"_{count}_{name}" for name, count in counts.items() if count > 1)
+    return store.data / "checkpoints" / f"{network}{several}"

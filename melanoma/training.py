@@ -348,7 +348,8 @@ def fit(
     keeper.finish()
     best_epoch = keeper.best_epoch(keeper.history)
     best = max(keeper.gains(keeper.history)) if best_epoch else start
-    log.info("%s: best %s %.4f, after epoch %d of %d", model.name, monitor, best, best_epoch, epochs)
+    ended = f"; ended after {patience} epochs without a gain" if len(keeper.seconds) < epochs else ""
+    log.info("%s: best %s %.4f, after epoch %d of %d%s", model.name, monitor, best, best_epoch, epochs, ended)
     return Training(keeper.history, best_epoch, best, keeper.seconds)
 
 

@@ -144,13 +144,15 @@ def test_probe_asks_all_networks_together(crossed: Path, tmp_path: Path) -> None
 def test_files_of_more_networks_go_with_the_next_training(crossed: Path, tmp_path: Path) -> None:
     folder = pipeline.copy(crossed, tmp_path / "chain")
     (folder / "graphics" / f"{BACKBONE}_full_curves.png").write_bytes(b"")
+    states = folder / "data" / "checkpoints" / f"{BACKBONE}_3_folds"
+    states.mkdir(parents=True)  # of a run that was interrupted
     stranger = folder / "data" / "weights" / f"{BACKBONE}v2.weights.h5"
     stranger.write_bytes(b"")
     pipeline.classify(folder, "--train", "head")
     weights = {path.name for path in stranger.parent.glob("mobilenet*.h5")}
     assert weights == {f"{BACKBONE}.weights.h5", f"{BACKBONE}_head.weights.h5", stranger.name}
     curves = {path.name for path in (folder / "graphics").glob(f"{BACKBONE}*_curves.png")}
-    assert curves == {f"{BACKBONE}_head_curves.png"}
+    assert curves == {f"{BACKBONE}_head_curves.png"} and states.is_dir()
     assert not reader(folder).has("probabilities", split="train")
     pipeline.run(stages.EVALUATION, folder)
     assert set(told(folder)["splits"]) == {"val", "test"}
