@@ -149,8 +149,6 @@ def work(way: str, source: Path) -> None:
     }
     if way in SINGLE:
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    with contextlib.suppress(ImportError):
-        import cv2  # noqa: F401
     start = time.perf_counter()
     ways[way]()
     print(json.dumps(time.perf_counter() - start))
