@@ -1,85 +1,64 @@
-"""Step 3 of 5: take the noise away, by the predicted lesion masks.
+"""Step 3 of 5: reduces each image to the region of interest, given the predicted lesion mask.
 
 Reads   data/arrays/{train,val,test}_{ids,images,labels}.npy   from step 1
         data/arrays/{train,val,test}_predicted.npy             from step 2
-Writes  data/arrays/{train,val,test}_masked.npy                uint8 (N, S, S, 3)
-        graphics/masked.png                                    photograph, mask and result, for some of each class
+Writes  data/arrays/{train,val,test}_roi.npy                   uint8 (N, S, S, 3)
+        graphics/roi.png                                       image, mask and result, some of each class
 
 Run     python image_mask_array.py
 Try     python image_mask_array.py --roi mask --limit 30
-Expect  README, "Results"
+Expect  a few seconds; what each --roi is worth: docs/results.md
 """
 
 import argparse
-from pathlib import Path
 
-from melanoma import command, images, isic, plots, stages
-from melanoma.command import log
+from melanoma.artifacts import contract
+from melanoma.artifacts.store import ROW_BLOCK, Store
+from melanoma.cli import flags, run
+from melanoma.dataset import roi
+from melanoma.evaluation import figures
+from melanoma.log import log, progress
 
 import numpy as np
 
-ROI = "crop"  # better than "mask", the 2018 way, by cross-validation (README)
-SHOWN = 2  # cases of each class on the contact sheet
+ROI = "crop"  # better than "mask", the choice of 2018, in cross-validation (docs/results.md)
 
 
-def parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     """The script's command line."""
-    flags = command.parser(__doc__)
-    flags.add_argument(
+    parser = flags.base_parser(__doc__)
+    parser.add_argument(
         "--roi",
-        choices=images.ROIS,
+        choices=roi.ROIS,
         default=ROI,
-        help="mask: background black; crop: dilated box around the lesion; full: the whole photograph",
+        help="mask: black background; crop: enlarged box around the lesion; full: the full image",
     )
-    return flags
+    return parser
 
 
-def mask_split(store: stages.Store, split: str, roi: str) -> None:
-    """Writes the masked images of one split, a block at a time."""
-    photographs = store.load("images", split=split)
-    total, shape = len(photographs), photographs.shape[1:]
+def write_regions(store: Store, split: str, kind: str) -> None:
+    """Writes the regions of interest of one split, a block at a time."""
+    images = store.load("images", split=split)
+    total, shape = len(images), images.shape[1:]
     blocks = zip(store.blocks("images", split=split), store.blocks("predicted", split=split), strict=True)
     fallbacks = 0
-    with store.writer("masked", total, shape, split=split) as file:
-        for block, masks in command.progress(blocks, split, -(-total // stages.ROW_BLOCK)):
-            results = [images.region_of_interest(*pair, roi) for pair in zip(block, masks, strict=True)]
+    with store.writer("roi", total, shape, split=split) as output:
+        for block, masks in progress(blocks, split, -(-total // ROW_BLOCK)):
+            results = [roi.region_of_interest(*pair, kind) for pair in zip(block, masks, strict=True)]
             fallbacks += sum(fell_back for _, fell_back in results)
-            file.append(np.stack([image for image, _ in results]))
-    log.info("%-5s %d images, %d with an empty or full mask left whole", split, total, fallbacks)
-
-
-def draw_sheet(store: stages.Store, split: str, roi: str, path: Path) -> None:
-    """Draws photograph, predicted mask and result for the first cases of each class, where labels tell them apart."""
-    ids, photographs = store.load("ids", split=split), store.load("images", split=split)
-    predicted, masked = store.load("predicted", split=split), store.load("masked", split=split)
-    groups = {"unlabelled": np.arange(len(ids))}
-    if store.has("labels", split=split):
-        labels = store.load("labels", split=split)
-        groups = {name: np.flatnonzero(labels == label) for label, name in enumerate(isic.CLASSES)}
-    tiles = [
-        [
-            tile
-            for row in rows[:SHOWN]
-            for tile in (
-                plots.Tile(photographs[row], f"{name}\n{ids[row]}"),
-                plots.Tile(predicted[row], "predicted mask"),
-                plots.Tile(masked[row], f"--roi {roi}"),
-            )
-        ]
-        for name, rows in groups.items()
-    ]
-    plots.sheet(path, [row for row in tiles if row], f"What the classifier sees, first images of {split}")
+            output.append(np.stack([region for region, _ in results]))
+    log.info("%-5s %d images; %d kept in full because their mask is empty or full", split, total, fallbacks)
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Masks every split and draws some of validation, or of the first split where that is absent."""
-    store = stages.Store(arguments.data, stages.MASKING, vars(arguments))
+    """Writes the regions of interest of every split, and draws some of validation or else of the first split."""
+    store = Store(arguments.data, contract.ROI, vars(arguments))
     splits = store.splits()
     for split in splits:
-        mask_split(store, split, arguments.roi)
+        write_regions(store, split, arguments.roi)
     shown = "val" if "val" in splits else splits[0]
-    draw_sheet(store, shown, arguments.roi, arguments.graphics / "masked.png")
+    figures.draw_roi(store, shown, arguments.roi, arguments.graphics / "roi.png")
 
 
 if __name__ == "__main__":
-    command.run(parser(), main)
+    run.run(build_parser(), main)

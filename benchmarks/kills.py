@@ -1,9 +1,9 @@
-"""Kills the second script again and again with signal 9 while it trains, and looks whether anything is lost.
+"""Kills step 2 with SIGKILL again and again while it trains, and checks that nothing is lost.
 
-Every life of the script is ended at a random moment after its first epoch, and after every one of these the state must
-load. Then the script may end, and its weights must be those of a run that nobody disturbed, to the bit.
+After every kill, at a random moment after the first epoch, the saved state must load. In the end the script may finish:
+its weights must be equal to the bit to those of an uninterrupted run.
 
-Run     python benchmarks/kills.py --kills 50
+Run     python -m benchmarks.kills --kills 50
 """
 
 import argparse
@@ -14,93 +14,103 @@ import sys
 import tempfile
 from pathlib import Path
 
+from melanoma.artifacts import contract
+from melanoma.cli import flags
+from melanoma.sources import synthetic
+
+import h5py
+import numpy as np
+
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from melanoma import command, phantom, stages  # noqa: E402
-
-import h5py  # noqa: E402
-import numpy as np  # noqa: E402
-
 SIZE = 32  # pixels
 COUNTS = {"train": 24, "val": 12}
-EPOCHS_PER_LIFE = 3
-LINGER = 0.3  # seconds, at most, from the beginning of an epoch to the kill
-# Saves after every epoch, where the script itself waits ten seconds between two states, and never ends early.
-HASTY = """
-from melanoma import command, training
+EPOCHS_PER_RUN = 3  # at most, before the kill
+MAX_DELAY = 0.3  # seconds from the start of an epoch to the kill
+# Step 2, but it saves after every epoch instead of every ten seconds, and never stops early.
+STEP_2 = """
+from melanoma.cli import run
+from melanoma.evaluation import figures
+from melanoma.training import callbacks, segmentation
 import segmentation_02_segnet_train as script
-script.PATIENCE = 10**6
-training.SECONDS_BETWEEN_LOOKS = 0
-training.record = lambda *_: None
-command.run(script.parser(), script.main)
+segmentation.PATIENCE = 10**6
+callbacks.SECONDS_BETWEEN_SAVES = 0
+figures.draw_training = lambda *_: None
+run.run(script.build_parser(), script.main)
 """
 
 
 def start(words: list[str]) -> subprocess.Popen[str]:
-    """A process in the folder of the scripts."""
+    """Starts Python in the folder of the scripts."""
     return subprocess.Popen([sys.executable, *words], cwd=ROOT, stdout=subprocess.PIPE, text=True)
 
 
-def finish(words: list[str]) -> None:
-    """Runs a process to its end."""
+def run_to_end(words: list[str]) -> None:
+    """Runs Python to its end; exits if it fails."""
     with start(words) as process:
-        said, _ = process.communicate()
+        output, _ = process.communicate()
     if process.returncode:
-        sys.exit(f"{' '.join(words)}: failed\n{said}")
+        sys.exit(f"{' '.join(words)}: failed\n{output}")
 
 
-def live(words: list[str], epochs: int) -> bool:
-    """Lets the script train for some epochs, and kills it then; whether it was still there."""
+def run_and_kill(words: list[str], epochs: int) -> bool:
+    """Kills a training soon after the given number of epochs has started; returns False if it ended before."""
     with start(words) as process:
         assert process.stdout
-        seen = 0
+        started = 0
         for line in process.stdout:
-            seen += line.startswith("Epoch ")
-            if seen == epochs:
+            started += line.startswith("Epoch ")
+            if started == epochs:
                 break
         try:
-            process.wait(random.uniform(0, LINGER))
+            process.wait(random.uniform(0, MAX_DELAY))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
     return process.returncode == -signal.SIGKILL
 
 
-def weights(folder: Path) -> dict[str, np.ndarray]:
-    """The arrays of the weight file, by their names."""
+def state_loads(folder: Path) -> bool:
+    """Whether the one saved state of a run can be read."""
+    (path,) = (folder / "data" / "checkpoints").rglob("[!.]*.npz")
+    with np.load(path) as state:
+        return all(state[key] is not None for key in state.files)
+
+
+def final_weights(folder: Path) -> dict[str, np.ndarray]:
+    """The arrays of the weight file, by name."""
     found: dict[str, np.ndarray] = {}
-    with h5py.File(folder / "data" / stages.FILES["segnet_weights"].path.format(member="")) as file:
+    with h5py.File(folder / "data" / contract.FILES["segnet_weights"].path.format(member="")) as file:
         file.visititems(lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
     return found
 
 
+def prepare(source: Path, folder: Path, epochs: int) -> list[str]:
+    """Runs step 1 and returns the Python arguments that run step 2."""
+    places = ["--data", str(folder / "data"), "--graphics", str(folder / "graphics")]
+    run_to_end([contract.PREPROCESSING, *places, "--source", str(source), "--size", str(SIZE)])
+    network = ["--network", "segnet", "--input-size", str(SIZE), "--no-tta"]
+    return ["-c", STEP_2, *places, *network, "--batch-size", "8", "--ema", "0.9", "--epochs", str(epochs)]
+
+
 def main() -> None:
-    """Trains undisturbed, then disturbed, and compares."""
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=command.HelpFormatter, allow_abbrev=False)
-    flags.add_argument("--kills", type=command.positive_int, default=50, help="how many lives the script has to lose")
-    arguments = flags.parse_args()
+    """Trains once without kills and once with them, and compares."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter, allow_abbrev=False)
+    parser.add_argument("--kills", type=flags.positive_int, default=50, help="number of kills")
+    arguments = parser.parse_args()
     random.seed(0)
     with tempfile.TemporaryDirectory() as name:
-        folder, undisturbed = Path(name) / "killed", Path(name) / "undisturbed"
-        phantom.write_sample(folder / "source", COUNTS, size=(60, 80))
-        training = ["--network", "segnet", "--network-size", str(SIZE), "--no-turns", "--batch-size", "8"]
-        training += ["--averaging", "0.9", "--epochs", str((EPOCHS_PER_LIFE + 1) * arguments.kills)]
-        words = {}
-        for place in (folder, undisturbed):
-            places = ["--data", str(place / "data"), "--graphics", str(place / "graphics")]
-            finish([stages.PREPROCESSING, *places, "--source", str(folder / "source"), "--size", str(SIZE)])
-            words[place] = ["-c", HASTY, *places, *training]
-        finish(words[undisturbed])
-        loadable = kills = 0
-        while kills < arguments.kills and live(words[folder], random.randint(2, EPOCHS_PER_LIFE)):
+        source, uninterrupted, killed = (Path(name) / part for part in ("source", "uninterrupted", "killed"))
+        synthetic.write_sample(source, COUNTS, size=(60, 80))
+        epochs = (EPOCHS_PER_RUN + 1) * arguments.kills
+        run_to_end(prepare(source, uninterrupted, epochs))
+        words = prepare(source, killed, epochs)
+        kills = loadable = 0
+        while kills < arguments.kills and run_and_kill(words, random.randint(2, EPOCHS_PER_RUN)):
             kills += 1
-            (path,) = (folder / "data" / "checkpoints").rglob("[!.]*.npz")
-            with np.load(path) as state:
-                loadable += all(state[key] is not None for key in state.files)
-        finish(words[folder])
-        first, second = weights(undisturbed), weights(folder)
-        same = first.keys() == second.keys() and all(np.array_equal(first[key], second[key]) for key in first)
-    print(f"{kills} kills, after {loadable} of them the state loads; final weights equal: {'yes' if same else 'NO'}")
+            loadable += state_loads(killed)
+        run_to_end(words)
+        expected, found = final_weights(uninterrupted), final_weights(killed)
+        equal = expected.keys() == found.keys() and all(np.array_equal(expected[key], found[key]) for key in expected)
+    print(f"{kills} kills, the state loads after {loadable} of them; final weights equal: {'yes' if equal else 'NO'}")
 
 
 if __name__ == "__main__":

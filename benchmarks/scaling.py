@@ -1,11 +1,11 @@
-"""How fast the classifier trains in one process and in two that work together, each on its own share of the cores.
+"""Training speed of the classifier in one process and in two that train together, one core for each process.
 
-Reads   --data, masked images and labels of the third script; without, drawn noise: speed does not depend on content
-Prints  images per second of each number of processes, median and range of the epochs after the first, and the ratio
+Reads   --data, regions of interest and labels of step 3; without it, random pixels: speed does not depend on content
+Prints  images per second by number of processes, median and range of the epochs after the first, and the ratio
 
-Run     pip install -r requirements-dev.txt
-        python benchmarks/scaling.py
-Try     python benchmarks/scaling.py --backbone mobilenet --size 32 --images 32
+Run     pip install -r requirements/dev.txt
+        python -m benchmarks.scaling
+Try     python -m benchmarks.scaling --backbone mobilenet --size 32 --images 32
 """
 
 import argparse
@@ -15,97 +15,114 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
-os.environ["KERAS_BACKEND"] = "jax"  # of several processes
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+from melanoma.artifacts import contract
+from melanoma.artifacts.store import Store
+from melanoma.classes import CLASSES
+from melanoma.cli import flags, locking
+from melanoma.dataset.batches import Batches, BatchOptions
+from melanoma.models import backbones, classifier
+from melanoma.training import checkpoints, distributed, loop
+from melanoma.training.callbacks import TrainingRun
 
-from melanoma import backbones, classifier, command, distribution, isic, stages, training  # noqa: E402
-from melanoma.checkpoints import Checkpoint  # noqa: E402
-
-import numpy as np  # noqa: E402
+import numpy as np
 
 PROCESSES = (1, 2)
 EPOCHS = 4  # the first one compiles
 RATES = "images/s:"
+BACKEND = "jax"  # the only one that trains in several processes
 
 
-def photographs(arguments: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """Images, uint8 (N, S, S, 3), and diagnoses, float32 (N, 3)."""
-    classes = np.eye(len(isic.CLASSES), dtype=np.float32)
-    if arguments.data:
-        store = stages.Store(arguments.data, stages.CLASSIFIER, {"limit": arguments.images})
-        return store.load("masked", split="train"), classes[store.load("labels", split="train")]
-    rng = np.random.default_rng(arguments.seed)
-    images = rng.integers(0, 256, (arguments.images, arguments.size, arguments.size, 3), np.uint8)
-    return images, classes[np.arange(arguments.images) % len(classes)]
+@dataclass(frozen=True)
+class Training:
+    """What is trained, by the names of the flags."""
+
+    data: Path | None
+    backbone: str
+    size: int
+    images: int
+    batch_size: int
+    seed: int
 
 
-def work(arguments: argparse.Namespace, number: int) -> None:
-    """Trains in this process, beside others where there are some, and prints the rates of the epochs."""
+def load_images(settings: Training) -> tuple[np.ndarray, np.ndarray]:
+    """Images, uint8 (N, S, S, 3), and one-hot labels, float32 (N, 3)."""
+    classes = np.eye(len(CLASSES), dtype=np.float32)
+    if settings.data:
+        store = Store(settings.data, contract.CLASSIFIER, {"limit": settings.images})
+        return store.load("roi", split="train"), classes[store.load("labels", split="train")]
+    rng = np.random.default_rng(settings.seed)
+    images = rng.integers(0, 256, (settings.images, settings.size, settings.size, 3), np.uint8)
+    return images, classes[np.arange(settings.images) % len(classes)]
+
+
+def train(settings: Training, processes: int) -> None:
+    """Trains in this process, together with the others if there are any, and prints the rate of every epoch but one."""
     cores = sorted(os.sched_getaffinity(0))
-    own = cores[int(os.environ[f"{distribution.PREFIX}PROCESS_ID"]) :: max(PROCESSES)]
-    os.sched_setaffinity(0, own[: len(cores) // max(PROCESSES)])
-    with tempfile.TemporaryDirectory() as folder, distribution.devices(distribute=number > 1) as devices:
-        images, diagnoses = photographs(arguments)
-        model = classifier.build(arguments.backbone, images.shape[1], backbones.NONE).model
-        result = training.fit(
-            model,
-            training.Batches(images, diagnoses, arguments.batch_size, seed=arguments.seed, vary=True),
+    cores_per_process = len(cores) // max(PROCESSES)
+    rank = int(os.environ[f"{locking.PREFIX}PROCESS_ID"])
+    os.sched_setaffinity(0, cores[rank :: max(PROCESSES)][:cores_per_process])
+    with tempfile.TemporaryDirectory() as folder, distributed.devices(distribute=processes > 1) as devices:
+        images, labels = load_images(settings)
+        checkpoint = checkpoints.Checkpoint(Path(folder) / "state.npz", {})
+        result = loop.fit(
+            classifier.build(settings.backbone, images.shape[1], backbones.NONE).model,
+            Batches(images, labels, settings.batch_size, BatchOptions(seed=settings.seed, augment=True)),
             None,
-            loss="categorical_crossentropy",
-            metrics=["accuracy"],
-            monitor="accuracy",
-            epochs=EPOCHS,
-            learning_rate=1e-4,
-            averaging=0.0,
-            patience=EPOCHS,
-            checkpoint=Checkpoint(Path(folder) / "state.npz", {}),
-            draw=lambda *_: None,
-            devices=devices,
+            loop.Objective("categorical_crossentropy", ["accuracy"], "accuracy"),
+            loop.Hyperparameters(EPOCHS, learning_rate=1e-4, ema=0.0, patience=EPOCHS),
+            TrainingRun(checkpoint, lambda *_: None, devices=devices),
         )
     if devices.leads:
         print(RATES, *(len(images) / seconds for seconds in result.seconds[1:]))
 
 
 def measure(number: int) -> list[float]:
-    """Images per second of each epoch but the first, of so many processes."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    """Starts the given number of processes; images per second of each epoch after the first."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]  # free again afterwards
     processes = []
-    for one in range(number):
-        names = {"JOB_ADDRESSES": f"127.0.0.1:{port}", "NUM_PROCESSES": str(number), "PROCESS_ID": str(one)}
-        environment = os.environ | {distribution.PREFIX + name: value for name, value in names.items()}
-        words = [sys.executable, *sys.argv, "--work", str(number)]
-        processes.append(subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, text=True))
-    told = [process.communicate()[0] for process in processes]
+    for rank in range(number):
+        names = {"JOB_ADDRESSES": f"127.0.0.1:{port}", "NUM_PROCESSES": str(number), "PROCESS_ID": str(rank)}
+        environment = os.environ | {locking.PREFIX + name: value for name, value in names.items()}
+        words = [sys.executable, "-m", "benchmarks.scaling", *sys.argv[1:], "--processes", str(number)]
+        processes.append(
+            subprocess.Popen(words, env=environment | {"KERAS_BACKEND": BACKEND}, stdout=subprocess.PIPE, text=True)
+        )
+    outputs = [process.communicate()[0] for process in processes]
     if any(process.returncode for process in processes):
-        sys.exit(f"{number} processes: failed\n{told[0]}")
-    (rates,) = (line for line in told[0].splitlines() if line.startswith(RATES))
+        sys.exit(f"{number} processes: failed\n{outputs[0]}")
+    (rates,) = (line for line in outputs[0].splitlines() if line.startswith(RATES))
     return [float(rate) for rate in rates.removeprefix(RATES).split()]
 
 
-def main() -> None:
-    """Reads the command line; child processes train, the parent compares."""
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=command.HelpFormatter, allow_abbrev=False)
-    flags.add_argument("--data", type=Path, help="folder of arrays; None: drawn images")
-    flags.add_argument("--backbone", type=backbones.name_of, default="densenet121", help="of keras.applications")
-    flags.add_argument("--size", type=command.positive_int, default=128, help="side of drawn images in pixels")
-    flags.add_argument("--images", type=command.positive_int, default=128, help="of an epoch")
-    flags.add_argument("--batch-size", type=command.positive_int, default=16, help="images per step, of all processes")
-    flags.add_argument("--seed", type=command.seed, default=0, help="of weights, order and variants")
-    flags.add_argument("--work", type=int, help=argparse.SUPPRESS)
-    arguments = flags.parse_args()
-    if arguments.work:
-        work(arguments, arguments.work)
-        return
+def compare() -> None:
+    """Measures every number of processes and prints a table."""
     rates = {number: measure(number) for number in PROCESSES}
     print(f"{'processes':12}{'images/s':>9}{'lowest':>9}{'highest':>9}")
     for number, found in rates.items():
         print(f"{number:<12}{statistics.median(found):9.2f}{min(found):9.2f}{max(found):9.2f}")
     one, two = (statistics.median(rates[number]) for number in PROCESSES)
     print(f"ratio       {two / one:9.2f}")
+
+
+def main() -> None:
+    """Child processes, started with --processes, train; the parent compares."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter, allow_abbrev=False)
+    parser.add_argument("--data", type=Path, help="folder of arrays; default: random pixels")
+    parser.add_argument("--backbone", type=backbones.backbone_name, default="densenet121", help="of keras.applications")
+    parser.add_argument("--size", type=flags.positive_int, default=128, help="side of the random images in pixels")
+    parser.add_argument("--images", type=flags.positive_int, default=128, help="images per epoch")
+    parser.add_argument("--batch-size", type=flags.positive_int, default=16, help="images per step of all processes")
+    parser.add_argument("--seed", type=flags.seed, default=0, help="seed of everything random")
+    parser.add_argument("--processes", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.processes:
+        train(flags.to_dataclass(Training, vars(arguments)), arguments.processes)
+    else:
+        compare()
 
 
 if __name__ == "__main__":

@@ -27,12 +27,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from melanoma import command, hardware, stages  # noqa: E402
+from melanoma.artifacts import contract
+from melanoma.artifacts.store import Store
+from melanoma.cli import flags, hardware
+from melanoma.dataset.batches import Batches
+from melanoma.inference import openvino
+from melanoma.inference.predict import predict
+from melanoma.models import losses, segmentation
+from melanoma.training import checkpoints, loop
 
 import numpy as np  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
 
 SIZE = 256  # pixels: side of the photographs
 BATCH = 16
@@ -47,7 +54,7 @@ TRAINED = [(KERAS, network, precision) for network in ("segnet", "densenet121") 
 TRAINED += [(library, "densenet121", precision) for library, precision in RIVALS]
 OPENVINO = "OpenVINO"  # by `training.predict`
 PREDICTED = [(KERAS, FLOAT), (OPENVINO, FLOAT), (OPENVINO, HALF), *RIVALS]
-HEAD = ("--train", "head", "--weights", "none", "--batch-size", "256", "--precision", POLICIES[HALF], "--no-turns")
+HEAD = ("--train", "head", "--weights", "none", "--batch-size", "256", "--precision", POLICIES[HALF], "--no-tta")
 
 
 def photographs(count: int) -> np.ndarray:
@@ -67,12 +74,11 @@ def rate(work: Callable[[], Any], images: int) -> float:
 
 def train_keras(network: str, precision: str, steps: int, kept: bool) -> dict[str, float]:
     """Images per second of the bare step and of the loop."""
-    from melanoma import classifier, segnet, training
-    from melanoma.checkpoints import Checkpoint
+    from melanoma import classifier
 
     import keras
 
-    class Timed(training.Batches):
+    class Timed(Batches):
         """Notes when epochs end."""
 
         ends: list[float] = []  # noqa: RUF012
@@ -87,8 +93,8 @@ def train_keras(network: str, precision: str, steps: int, kept: bool) -> dict[st
     metric: Any
     targets: np.ndarray
     if masks:
-        design = segnet.Design(network, 192, mean=[128.0] * 3, std=[60.0] * 3)
-        model, loss, metric = segnet.build(design, SIZE), segnet.dice_cross_entropy, segnet.jaccard
+        design = segmentation.Design(network, 192, mean=[128.0] * 3, std=[60.0] * 3)
+        model, loss, metric = segmentation.build(design, SIZE), losses.dice_cross_entropy, losses.jaccard
         targets = np.zeros((count, SIZE, SIZE, 1), np.uint8)
         targets[:, 64:192, 64:192] = 1
     else:
@@ -113,18 +119,18 @@ def train_keras(network: str, precision: str, steps: int, kept: bool) -> dict[st
 
         step(WARM_UP)
         before = rate(lambda: step(steps), count)
-        training.fit(
+        loop.fit(
             model,
-            looping := Timed(inputs, targets, BATCH, seed=0, vary=True, target_is_mask=masks),
+            looping := Timed(inputs, targets, BATCH, seed=0, augment=True, target_is_mask=masks),
             None,
             loss=loss,
             metrics=[metric],
             monitor="jaccard" if masks else "auc",
             epochs=1 + EPOCHS,
             learning_rate=1e-4,
-            averaging=0.0,
+            ema=0.0,
             patience=1 + EPOCHS,
-            checkpoint=Checkpoint(Path(folder) / "state.npz", {}),
+            checkpoint=checkpoints.Checkpoint(Path(folder) / "state.npz", {}),
             draw=lambda *_: None,
         )
         bare = statistics.mean([before, rate(lambda: step(steps), count)])
@@ -173,17 +179,17 @@ def train_torch(precision: str, steps: int, kept: bool) -> dict[str, float]:
 
 def predict_keras(library: str, precision: str, count: int) -> dict[str, float]:
     """Images per second of `training.predict`; the conversion of the network for OpenVINO is not counted."""
-    from melanoma import classifier, inference, training
+    from melanoma import classifier
 
     import keras
 
     keras.config.set_dtype_policy(POLICIES[precision])
     network = classifier.build("densenet121", SIZE, "none").model
     images = photographs(count)
-    inference.LEAST_VIEWS = sys.maxsize if library == KERAS else 0
-    list(training.predict([network], images[:BATCH], BATCH, "first"))
-    found = training.predict([network], images, BATCH, "again")
-    if library == OPENVINO and not found.inference.name.startswith(inference.OPENVINO):
+    openvino.LEAST_VIEWS = sys.maxsize if library == KERAS else 0
+    list(predict([network], images[:BATCH], BATCH, "first"))
+    found = predict([network], images, BATCH, "again")
+    if library == OPENVINO and not found.inference.name.startswith(openvino.OPENVINO):
         print(f"not measured: {found.inference.reason}", file=sys.stderr)
         return {}
     return {"predict": rate(lambda: list(found), count)}
@@ -213,9 +219,9 @@ def fit_head(data: Path) -> dict[str, float]:
         for array in (data / "arrays").glob("*.npy"):
             if "features" not in array.name:
                 (folder / "arrays" / array.name).symlink_to(array.resolve())
-        store = stages.Store(folder, stages.CLASSIFIER, {})
+        store = Store(folder, contract.CLASSIFIER, {})
         images = sum(store.rows(split) for split in ("train", "val"))
-        words = [sys.executable, stages.CLASSIFIER, "--data", str(folder), "--graphics", str(folder), *HEAD]
+        words = [sys.executable, contract.CLASSIFIER, "--data", str(folder), "--graphics", str(folder), *HEAD]
         start = time.perf_counter()
         with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
             while process.poll() is None and not store.path("head_weights", backbone="densenet121", member="").exists():
@@ -241,7 +247,7 @@ def work(words: list[str], steps: int, count: int, kept: bool) -> None:
     else:
         is_rival = (library, *rest) in RIVALS
         found = predict_torch(rest[0], count) if is_rival else predict_keras(library, rest[0], count)
-    print(json.dumps(found | {"peak": command.peak_memory()}))
+    print(json.dumps(found | {"peak": hardware.peak_memory()}))
 
 
 # ------------------------------------------------------------------------------------------------------- the comparison
@@ -290,18 +296,18 @@ def compare(arguments: argparse.Namespace) -> None:
 
 def main() -> None:
     """Reads the command line; a child process does one way, the parent compares."""
-    flags = argparse.ArgumentParser(description=__doc__, formatter_class=command.HelpFormatter, allow_abbrev=False)
-    flags.add_argument("--steps", type=command.positive_int, default=8, help="of a block of training")
-    flags.add_argument("--images", type=command.positive_int, default=256, help="to predict for")
-    flags.add_argument("--rounds", type=command.positive_int, default=3, help="times that each way is measured")
-    flags.add_argument("--data", type=Path, help="where the first three scripts have run: fits a head there too")
-    flags.add_argument("--only", help="ways whose name holds this, for example 'train Keras segnet'")
-    flags.add_argument(
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter, allow_abbrev=False)
+    parser.add_argument("--steps", type=flags.positive_int, default=8, help="of a block of training")
+    parser.add_argument("--images", type=flags.positive_int, default=256, help="to predict for")
+    parser.add_argument("--rounds", type=flags.positive_int, default=3, help="times that each way is measured")
+    parser.add_argument("--data", type=Path, help="where the first three scripts have run: fits a head there too")
+    parser.add_argument("--only", help="ways whose name holds this, for example 'train Keras segnet'")
+    parser.add_argument(
         "--keep-normalisation",
         action="store_true",
         help="DenseNet121's batch normalisation stays as it is, as densenet_train.py trains pretrained backbones",
     )
-    flags.add_argument("--way", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--way", nargs="+", help=argparse.SUPPRESS)
     arguments = flags.parse_args()
     if arguments.way:
         work(arguments.way, arguments.steps, arguments.images, arguments.keep_normalisation)

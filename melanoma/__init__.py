@@ -1,7 +1,10 @@
-"""What the numbered scripts share: one module per subject, the folder list is the index."""
+"""Shared code of the numbered scripts, one folder per subject.
 
-import os
+Imports run one way: evaluation and training, then inference, then dataset, models and metrics, then sources, artifacts
+and cli, then classes, errors and log. Import this package before Keras: it keeps TensorFlow's start-up notices off the
+terminal.
+"""
 
-# TensorFlow prints start-up notices, among them an "error" wherever there is no GPU; a few come before it reads this.
-# What goes wrong in a computation reaches us as an exception all the same. Takes effect only before its import.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+from melanoma.cli import tensorflow_notices
+
+tensorflow_notices.hide()

@@ -1,13 +1,21 @@
-"""Errors that a user can mend: `melanoma.command.run` prints them plainly and exits with their code."""
+"""Errors that the user can fix; `melanoma.cli.run` prints their message and exits with their code."""
+
+from collections.abc import Sequence
 
 
 class InputError(Exception):
-    """Bad usage or bad input. The message says what, where, and what to do next."""
+    """Wrong usage or bad input. The message says what is wrong, where, and what to do."""
 
     exit_code = 2
 
 
 class StageError(InputError):
-    """A file that an earlier script writes is missing, changed or stale. The message names that script."""
+    """A file of an earlier script is missing, changed or stale. The message names the script to run."""
 
     exit_code = 3
+
+
+def list_first(ids: Sequence[str], count: int = 10) -> str:
+    """Formats the first ids of a list, and the number of the others, for a message."""
+    more = f" and {len(ids) - count} more" if len(ids) > count else ""
+    return ", ".join(ids[:count]) + more

@@ -1,27 +1,37 @@
-"""The drawn source and the finished chain that several tests look at; who changes one works on a copy."""
+"""Fixtures that several rooms share: the synthetic source, the finished chain, fewer bootstrap draws."""
 
 import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from melanoma import phantom
+from melanoma.metrics import bootstrap
+from melanoma.sources import synthetic
 
-import pipeline
 import pytest
+
+
+@pytest.fixture(autouse=True)
+def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals need not be precise in tests."""
+    monkeypatch.setattr(bootstrap, "DRAWS", 50)
 
 
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of the official layout with drawn photographs; read only."""
+    """A source of synthetic images in the official layout; read only."""
+    import pipeline
+
     folder = tmp_path_factory.mktemp("source")
-    phantom.write_sample(folder, pipeline.COUNTS, size=(60, 80))
+    synthetic.write_sample(folder, pipeline.COUNTS, size=(60, 80))
     return folder
 
 
 @pytest.fixture(scope="session")
 def finished(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which all five scripts have run; read only."""
+    import pipeline
+
     folder = tmp_path_factory.mktemp("finished")
     pipeline.run_all(source, folder, "full")
     return folder
@@ -36,12 +46,14 @@ def own_source(source: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def own_chain(finished: Path, tmp_path: Path) -> Path:
     """A copy of the finished chain that a test may change."""
+    import pipeline
+
     return pipeline.copy(finished, tmp_path / "chain")
 
 
 @pytest.fixture
 def logging_restored() -> Iterator[None]:
-    """`command.run` sets up logging to the standard output that a test has; puts the handlers back."""
+    """Restores the handlers that `cli.run.run` replaces, which write to the standard output of one test."""
     handlers, level = logging.root.handlers[:], logging.root.level
     yield
     logging.root.handlers[:] = handlers

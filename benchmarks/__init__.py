@@ -1,0 +1,7 @@
+"""Measurements of speed and robustness, run as modules from the repository root: `python -m benchmarks.training`.
+
+preprocessing    speed and memory of step 1, against its version of 2018 and other libraries
+training         speed and memory of training and prediction, against PyTorch
+scaling          training in two processes against one
+kills            a training that is killed again and again against one that is not
+"""

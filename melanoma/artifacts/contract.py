@@ -1,0 +1,105 @@
+"""The contract between the scripts: every file that passes from one to the next, with its dtype, shape and range.
+
+The arrays of a split share their rows: row i of each belongs to row i of `{split}_ids.npy`. A script that runs with
+`--limit` writes fewer rows, always the first ones.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from melanoma.errors import InputError
+
+import numpy as np
+
+PREPROCESSING = "segmentation_01_preprocessing.py"
+SEGNET = "segmentation_02_segnet_train.py"
+ROI = "image_mask_array.py"
+CLASSIFIER = "densenet_train.py"
+EVALUATION = "evaluate.py"
+SCRIPTS = (PREPROCESSING, SEGNET, ROI, CLASSIFIER, EVALUATION)
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of the contract.
+
+    Attributes:
+        path: relative to the data folder. {split} is train, val or test, {backbone} the classifier's backbone, {member}
+            empty or a match of MEMBER_NAME.
+        writer: the script that writes it.
+        readers: the scripts that read it.
+        dtype: of an array; empty for weights and JSON.
+        shape: of an array. N is the number of images, S their side in pixels, C the number of features.
+        low: smallest value allowed.
+        high: largest value allowed.
+    """
+
+    path: str
+    writer: str
+    readers: tuple[str, ...]
+    dtype: str = ""
+    shape: tuple[str | int, ...] = ()
+    low: float = -np.inf
+    high: float = np.inf
+
+
+IMAGES = ("N", "S", "S", 3)
+MASKS = ("N", "S", "S", 1)
+
+FILES = {
+    "ids": File("arrays/{split}_ids.npy", PREPROCESSING, (SEGNET, ROI, CLASSIFIER, EVALUATION), "str", ("N",)),
+    "images": File("arrays/{split}_images.npy", PREPROCESSING, (SEGNET, ROI, EVALUATION), "uint8", IMAGES, 0, 255),
+    "masks": File("arrays/{split}_masks.npy", PREPROCESSING, (SEGNET,), "uint8", MASKS, 0, 1),
+    "labels": File(
+        "arrays/{split}_labels.npy", PREPROCESSING, (SEGNET, ROI, CLASSIFIER, EVALUATION), "int8", ("N",), 0, 2
+    ),
+    "segnet_weights": File("weights/segnet{member}.weights.h5", SEGNET, ()),
+    "segnet_settings": File("weights/segnet.json", SEGNET, ()),
+    "predicted": File("arrays/{split}_predicted.npy", SEGNET, (ROI, EVALUATION), "uint8", MASKS, 0, 1),
+    "roi": File("arrays/{split}_roi.npy", ROI, (CLASSIFIER,), "uint8", IMAGES, 0, 255),
+    "features": File("arrays/{split}_{backbone}_features.npy", CLASSIFIER, (CLASSIFIER,), "float32", ("N", "C")),
+    "head_weights": File("weights/{backbone}_head{member}.weights.h5", CLASSIFIER, ()),
+    "classifier_weights": File("weights/{backbone}{member}.weights.h5", CLASSIFIER, (EVALUATION,)),
+    "classifier_settings": File("weights/{backbone}.json", CLASSIFIER, (EVALUATION,)),
+    "probabilities": File("arrays/{split}_probabilities.npy", CLASSIFIER, (EVALUATION,), "float32", ("N", 3), 0, 1),
+    "thresholds": File("weights/thresholds.json", EVALUATION, ()),
+}
+
+MEMBER_NAME = re.compile(r"(_fold\d+)?(_seed\d+)?")  # of an ensemble's networks, see melanoma.dataset.splits
+
+
+def check_shape(path: Path, file: File, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+    """Checks an array's dtype and shape.
+
+    Args:
+        path: for the message.
+        file: what the contract requires.
+        dtype: of the array.
+        shape: of the array.
+
+    Raises:
+        InputError: the contract requires others.
+    """
+    dtype_fits = dtype.kind == "U" if file.dtype == "str" else dtype == np.dtype(file.dtype)
+    sides = {axis: length for axis, length in zip(file.shape, shape, strict=False) if isinstance(axis, str)}
+    expected = tuple(sides.get(axis, axis) if isinstance(axis, str) else axis for axis in file.shape)
+    if not dtype_fits or shape != expected:
+        raise InputError(f"{path}: expected {file.dtype} {file.shape}, found {dtype} {shape}")
+
+
+def check_values(path: Path, file: File, array: np.ndarray) -> None:
+    """Checks the range of an array of numbers.
+
+    Args:
+        path: for the message.
+        file: what the contract requires.
+        array: of numbers; may be empty.
+
+    Raises:
+        InputError: a value is out of range, NaN or infinite.
+    """
+    if array.size:
+        low, high = array.min(), array.max()
+        if not (np.isfinite([low, high]).all() and file.low <= low <= high <= file.high):
+            raise InputError(f"{path}: expected values from {file.low} to {file.high}, found {low} to {high}")

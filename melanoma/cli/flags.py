@@ -1,0 +1,128 @@
+"""Flags that several scripts share, and argparse types."""
+
+import argparse
+import dataclasses
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from melanoma.errors import InputError
+
+T = TypeVar("T")
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows the script's docstring as written, and the default of every flag."""
+
+
+def positive_int(text: str) -> int:
+    """Argparse type: an integer of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value
+
+
+def seed(text: str) -> int:
+    """Argparse type: an integer that NumPy and Keras accept as a seed."""
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{value} is outside 0 to 2**32 - 1")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """Argparse type: a finite number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value} is not a finite number above 0")
+    return value
+
+
+def fraction(text: str) -> float:
+    """Argparse type: a number in [0, 1)."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not at least 0 and below 1")
+    return value
+
+
+def at_least_one(text: str) -> float:
+    """Argparse type: a finite number of at least 1."""
+    value = float(text)
+    if not 1 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value} is not a finite number of at least 1")
+    return value
+
+
+def base_parser(description: str) -> argparse.ArgumentParser:
+    """Builds a parser with the flags of every script: --data, --graphics, --seed, --limit; allows no abbreviations."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+    parser.add_argument("--data", type=Path, default=Path("data"), help="folder of arrays and weights")
+    parser.add_argument("--graphics", type=Path, default=Path("graphics"), help="folder of figures and reports")
+    parser.add_argument("--seed", type=seed, default=0, help="random seed")
+    parser.add_argument(
+        "--limit", type=positive_int, help="only the first N images of each split, of all classes, for a quick try"
+    )
+    return parser
+
+
+def training_flags(
+    parser: argparse.ArgumentParser,
+    epochs: int | None,
+    batch_size: int,
+    learning_rate: float | None,
+    ema: float,
+    note: str = "",
+) -> None:
+    """Adds the flags of training.
+
+    Args:
+        parser: the script's command line.
+        epochs: default of --epochs.
+        batch_size: default of --batch-size.
+        learning_rate: default of --learning-rate.
+        ema: default of --ema.
+        note: explains a default of None in the help of --epochs and --learning-rate.
+    """
+    parser.add_argument("--epochs", type=positive_int, default=epochs, help="maximum number of epochs" + note)
+    parser.add_argument(
+        "--batch-size", type=positive_int, default=batch_size, help="images per step, on all devices together"
+    )
+    parser.add_argument(
+        "--learning-rate", type=positive_float, default=learning_rate, help="maximum of the schedule" + note
+    )
+    parser.add_argument("--ema", type=fraction, default=ema, help="momentum of the weight EMA; 0 turns it off")
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "mixed_bfloat16", "mixed_float16"),
+        default="float32",
+        help="of the computation; weights and results stay float32",
+    )
+    parser.add_argument("--restart", action="store_true", help="start over instead of resuming an interrupted training")
+    parser.add_argument(
+        "--distribute",
+        action="store_true",
+        help="train on all GPUs of this machine or of several machines (docs/distributed.md)",
+    )
+
+
+def refuse(settings: Mapping[str, Any], parser: argparse.ArgumentParser, useless: Iterable[str], reason: str) -> None:
+    """Refuses flags that would have no effect.
+
+    Args:
+        settings: the parsed command line, value by name.
+        parser: the script's command line, for the defaults.
+        useless: names of the settings that would have no effect.
+        reason: why, for the message.
+
+    Raises:
+        InputError: one of them differs from its default.
+    """
+    if names := [name for name in useless if settings[name] != parser.get_default(name)]:
+        raise InputError(f"{reason}: leave out {', '.join('--' + name.replace('_', '-') for name in names)}")
+
+
+def to_dataclass(kind: type[T], settings: Mapping[str, Any]) -> T:
+    """A dataclass whose fields have the values of the settings of the same names, e.g. of vars(arguments)."""
+    return kind(**{field.name: settings[field.name] for field in dataclasses.fields(kind)})  # type: ignore[arg-type]

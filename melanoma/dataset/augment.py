@@ -1,0 +1,123 @@
+"""Random augmentation of images and their masks; flips and quarter turns for test-time augmentation.
+
+The same function makes the augmented copies that are stored before training and augments the batches during training.
+"""
+
+import cv2
+import numpy as np
+
+ImageAndMask = tuple[np.ndarray, np.ndarray | None]  # image uint8 (S, S, 3); mask uint8 (S, S, 1) of {0, 1}, or None
+
+ROTATION = 180.0  # degrees, in both directions: lesions have no upright position
+SHEAR = 10.0  # degrees, in both directions
+ZOOM = (0.85, 1.15)  # range of the factor on the lesion's size
+SHIFT = 0.05  # fraction of the side, in both directions
+TRIM = 0.012  # fraction of the side cut off each edge: many images have a thin frame, which reflection would repeat
+BRIGHTNESS = SATURATION = 0.2  # relative change, in both directions
+TINT = 0.05  # relative change of each colour channel, in both directions: cameras and lamps differ
+GAMMA = 0.2  # change of the logarithm of the exponent, in both directions: darker or lighter middle tones
+VIEWS = 8  # flips and quarter turns of a square
+HALF_PIXEL = np.full(2, 0.5)  # OpenCV puts the origin at the centre of the first pixel
+
+cv2.setNumThreads(1)  # callers run several threads or processes
+
+
+def random_geometry(rng: np.random.Generator, size: int) -> np.ndarray:
+    """Random rotation, shear, zoom, shift and mirroring about the centre of a square image.
+
+    Args:
+        rng: source of the random values.
+        size: side of the image in pixels.
+
+    Returns:
+        float64 (2, 3): maps (x, y, 1) in the result to (x, y) in the image, in pixels.
+    """
+    angle, shear = np.radians([rng.uniform(-ROTATION, ROTATION), rng.uniform(-SHEAR, SHEAR)])
+    scale = 1 / rng.uniform(*ZOOM)
+    mirror = rng.choice([-1.0, 1.0])
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    linear = rotation @ np.array([[1.0, np.tan(shear)], [0.0, 1.0]]) @ np.diag([mirror * scale, scale])
+    centre = np.full(2, size / 2)
+    shift = rng.uniform(-SHIFT, SHIFT, 2) * size
+    return np.column_stack([linear, centre + shift - linear @ centre])
+
+
+def warp(array: np.ndarray, geometry: np.ndarray) -> np.ndarray:
+    """Applies an affine geometry; areas outside the frame are filled by reflection.
+
+    Args:
+        array: uint8 (S, S, C); channels are interpolated independently.
+        geometry: float64 (2, 3) from `random_geometry`.
+
+    Returns:
+        uint8, shape of `array`.
+    """
+    size = array.shape[0]
+    trim = round(TRIM * size)
+    inner = array[trim : size - trim, trim : size - trim]
+    matrix = geometry.copy()
+    matrix[:, 2] += geometry[:, :2] @ HALF_PIXEL - HALF_PIXEL - trim
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(inner, matrix, (size, size), flags=flags, borderMode=cv2.BORDER_REFLECT).reshape(array.shape)
+
+
+def random_colour(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Changes brightness, saturation, tint and middle tones at random.
+
+    Args:
+        image: uint8 (S, S, 3).
+        rng: source of the random values.
+
+    Returns:
+        uint8 (S, S, 3). Black stays black, as in the background of a region of interest.
+    """
+    brightness, saturation = 1 + rng.uniform(-1, 1, 2) * (BRIGHTNESS, SATURATION)
+    gains = brightness * (1 + rng.uniform(-TINT, TINT, 3))
+    gamma = np.exp(rng.uniform(-GAMMA, GAMMA))
+    grey = np.full((3, 3), 1 / 3)
+    mix = gains[:, None] * (grey + saturation * (np.eye(3) - grey))
+    tones = 255 * np.linspace(0, 1, 256) ** gamma
+    return cv2.LUT(cv2.transform(image, mix), tones.round().astype(np.uint8))
+
+
+def augment(image: np.ndarray, rng: np.random.Generator, mask: np.ndarray | None = None) -> ImageAndMask:
+    """Augments an image at random, and its mask with the same geometry.
+
+    Args:
+        image: uint8 (S, S, 3); not modified.
+        rng: source of the random values. The image is augmented the same way with and without a mask.
+        mask: uint8 (S, S, 1) of {0, 1}, or None; not modified.
+
+    Returns:
+        Augmented image and mask, same shapes and dtypes; the mask is None if none was given.
+    """
+    geometry = random_geometry(rng, image.shape[0])
+    augmented = random_colour(warp(image, geometry), rng)
+    return augmented, None if mask is None else (warp(mask * np.uint8(255), geometry) > 127).astype(np.uint8)
+
+
+def augment_copy(task: tuple[ImageAndMask, list[int]]) -> ImageAndMask:
+    """`augment` with one argument, for workers: image with mask, and the seed of the copy."""
+    (image, mask), seed = task
+    return augment(image, np.random.default_rng(seed), mask)
+
+
+def flip_rotate(images: np.ndarray, view: int, axes: tuple[int, int] = (-2, -1)) -> np.ndarray:
+    """One of the VIEWS flips and quarter turns of square images.
+
+    Args:
+        images: any shape and dtype.
+        view: 0 to VIEWS - 1. From 4 on the images are mirrored first; then they are rotated by `view` % 4 quarter turns.
+        axes: of height and width.
+
+    Returns:
+        View of `images`, same shape.
+    """
+    mirrored = np.flip(images, axes[1]) if view >= 4 else images
+    return np.rot90(mirrored, view % 4, axes)
+
+
+def undo_flip_rotate(images: np.ndarray, view: int, axes: tuple[int, int] = (-2, -1)) -> np.ndarray:
+    """Inverse of `flip_rotate`, with the same arguments."""
+    upright = np.rot90(images, -(view % 4), axes)
+    return np.flip(upright, axes[1]) if view >= 4 else upright

@@ -1,0 +1,110 @@
+"""Batches of images and targets for training: order, augmentation and weights of the rows."""
+
+import math
+import os
+import sys
+import threading
+from dataclasses import dataclass
+
+from melanoma.dataset import augment
+
+import joblib
+import keras
+import numpy as np
+
+THREADS = joblib.cpu_count()  # prepare batches; OpenCV releases Python's interpreter lock
+NICENESS = 10  # of these threads, at least
+
+
+def lower_priority() -> None:
+    """Lowers the priority of the calling thread on Linux, unless it is the main thread.
+
+    A training step on a CPU waits for its slowest thread, so augmentation must not take a core from under it.
+    """
+    if sys.platform == "linux" and threading.current_thread() is not threading.main_thread():
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, max(NICENESS, os.getpriority(os.PRIO_PROCESS, thread)))
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """Which rows a `Batches` gives, in which order, and how they are augmented and weighted."""
+
+    rows: np.ndarray | None = None  # int, the rows to use; None: all
+    seed: int | None = None  # of order and augmentation; None: rows in order, no augmentation
+    augment: bool = False  # whether images are augmented at random; needs a seed
+    target_is_mask: bool = False  # whether targets are masks, augmented with the same geometry
+    sampling_weights: np.ndarray | None = None  # float (N,): rows are drawn with replacement; None: each row once
+    loss_weights: np.ndarray | None = None  # float (N,): weight of each row's loss; None: equal weights
+
+
+class Batches(keras.utils.PyDataset):
+    """Batches of rows and their targets, in a new random order each epoch when a seed is given.
+
+    How a row is augmented depends on seed, epoch, row and, where rows are drawn with replacement, its place in the
+    order. It does not depend on threads or batch size.
+    """
+
+    def __init__(
+        self, inputs: np.ndarray, targets: np.ndarray, batch_size: int, options: BatchOptions | None = None
+    ) -> None:
+        """Sets up the batches.
+
+        Args:
+            inputs: (N, ...), memory-mapped or not.
+            targets: (N, ...).
+            batch_size: rows per batch; the last batch may be smaller.
+            options: see `BatchOptions`; None: its defaults.
+        """
+        self.options = options or BatchOptions()
+        workers = THREADS if self.options.augment else 1
+        super().__init__(workers=workers, use_multiprocessing=False, max_queue_size=2 * THREADS)
+        self.inputs, self.targets, self.batch_size = inputs, targets, batch_size
+        self.rows = np.arange(len(inputs)) if self.options.rows is None else self.options.rows
+        self.epoch = -1
+        self.on_epoch_end()
+
+    def on_epoch_end(self) -> None:
+        """Draws the order of the next epoch."""
+        self.epoch += 1
+        self.order = self.rows.copy()
+        if self.options.seed is None:
+            return
+        rng = np.random.default_rng([self.options.seed, self.epoch])
+        if self.options.sampling_weights is None:
+            rng.shuffle(self.order)
+        else:
+            weights = self.options.sampling_weights[self.rows]
+            self.order = rng.choice(self.rows, len(self.rows), p=weights / weights.sum())
+
+    def skip(self, epochs: int) -> None:
+        """Continues with the order and augmentation of a later epoch."""
+        if epochs:
+            self.epoch += epochs - 1
+            self.on_epoch_end()
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return math.ceil(len(self.rows) / self.batch_size)
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
+        """One batch: inputs, targets, and loss weights where there are any."""
+        first = index * self.batch_size
+        return self.part(first, min(first + self.batch_size, len(self.order)))
+
+    def part(self, first: int, end: int) -> tuple[np.ndarray, ...]:
+        """The same for the rows from place `first` to before `end` of the epoch's order."""
+        rows = self.order[first:end]
+        inputs, targets = np.array(self.inputs[rows]), np.array(self.targets[rows])
+        if self.options.augment:
+            lower_priority()
+            for place, row in enumerate(rows):
+                # A row drawn twice in an epoch must look different; a row that comes once, the same at any batch size.
+                drawn_place = [] if self.options.sampling_weights is None else [first + place]
+                rng = np.random.default_rng([self.options.seed, self.epoch, row, *drawn_place])
+                mask = targets[place] if self.options.target_is_mask else None
+                inputs[place], augmented_mask = augment.augment(inputs[place], rng, mask)
+                if augmented_mask is not None:
+                    targets[place] = augmented_mask
+        weights = self.options.loss_weights
+        return (inputs, targets) if weights is None else (inputs, targets, weights[rows])

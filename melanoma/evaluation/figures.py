@@ -1,0 +1,303 @@
+"""The PNGs of each script, drawn from arrays and metrics with the functions of `plots`."""
+
+import re
+from collections.abc import Sequence, Set
+from pathlib import Path
+from typing import Any
+
+from melanoma.artifacts.atomic import write_text
+from melanoma.artifacts.contract import MEMBER_NAME
+from melanoma.artifacts.store import Store
+from melanoma.classes import CLASSES, MELANOMA, SPLIT_NAMES, SPLITS, TASKS
+from melanoma.dataset import checks
+from melanoma.dataset.cache import Cache
+from melanoma.dataset.splits import original_id
+from melanoma.errors import InputError
+from melanoma.evaluation import plots
+from melanoma.evaluation.scoring import System
+from melanoma.log import log
+from melanoma.metrics import bootstrap, classification, segmentation
+
+import numpy as np
+import pandas as pd
+
+PAIRS = 8  # duplicates shown
+ORIGINALS, COPIES = 2, 3  # of each minority class, and of each original, in the figure of augmented copies
+MASKS = 4  # worst, median and best masks shown, of each
+IMAGES = 2  # of each class in the figure of regions of interest
+
+# Of evaluate.py, by split.
+ROC, PRECISION_RECALL, RELIABILITY = "roc_{split}.png", "precision_recall_{split}.png", "reliability_{split}.png"
+MELANOMA_CONFUSION, CLASS_CONFUSION = "confusion_melanoma_{split}.png", "confusion_classes_{split}.png"
+OCCLUSION, GRADCAM, COMPARISON = "occlusion_{split}.png", "gradcam_{split}.png", "comparison_{split}.png"
+OF_SPLIT = (ROC, PRECISION_RECALL, RELIABILITY, MELANOMA_CONFUSION, CLASS_CONFUSION, OCCLUSION, GRADCAM)
+ROC_AXES = ("1 - specificity", "sensitivity")
+PRECISION_RECALL_AXES = ("recall (sensitivity)", "precision")
+
+
+def describe(split: str, labels: np.ndarray) -> str:
+    """Split and number of images, for a title."""
+    return f"{SPLIT_NAMES[split]}, n = {len(labels)}"
+
+
+def remove(folder: Path, names: Sequence[str], keep: Sequence[Path] = ()) -> None:
+    """Removes files of an earlier run, so that none is left beside new results.
+
+    Args:
+        folder: of the files.
+        names: file names, {split} standing for every split.
+        keep: files that this run reads.
+
+    Raises:
+        InputError: one of `keep` is among the files to remove; nothing is removed then.
+    """
+    paths = {(folder / name.format(split=split)).resolve() for name in names for split in SPLITS}
+    if conflicts := [str(path) for path in keep if path.resolve() in paths]:
+        raise InputError(f"{conflicts[0]} is a file that this run replaces: pass a copy with another name")
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+# -------------------------------------------------------------------------------------------------------- preprocessing
+
+
+def draw_duplicates(path: Path, pairs: Sequence[checks.Duplicate], cache: Cache) -> None:
+    """Draws the first pairs of duplicates, those across splits first; removes an old figure if there are none."""
+    path.unlink(missing_ok=True)
+    shown = sorted(pairs, key=lambda pair: not pair.leaks)[:PAIRS]
+    tiles = [
+        plots.Tile(cache.pixels(record)[0], f"{record.id}, {split}")
+        for pair in shown
+        for record, split in ((pair.record, pair.split), (pair.other, pair.other_split))
+    ]
+    if tiles:
+        title = f"Duplicates, {len(shown)} of {len(pairs)} pairs"
+        plots.image_grid(path, [tiles[start : start + 4] for start in range(0, len(tiles), 4)], title)
+
+
+def draw_copies(store: Store, path: Path) -> None:
+    """Draws images of the minority classes beside their first augmented copies, with lesion contours.
+
+    Removes an old figure if train has no labels or no masks.
+    """
+    path.unlink(missing_ok=True)
+    if not (store.has("labels", split="train") and store.has("masks", split="train")):
+        return
+    ids, labels = store.load("ids", split="train"), store.load("labels", split="train")
+    images, masks = store.load("images", split="train"), store.load("masks", split="train")
+    original_ids = np.array([original_id(row_id) for row_id in ids])
+    tiles = []
+    for label in TASKS:
+        for original in np.flatnonzero(labels == label)[:ORIGINALS]:
+            rows = np.flatnonzero(original_ids == ids[original])[: 1 + COPIES]
+            titles = [f"{CLASSES[label]}, {ids[original]}", *["copy"] * COPIES]
+            tiles.append(
+                [plots.Tile(images[row], title, truth=masks[row]) for row, title in zip(rows, titles, strict=False)]
+            )
+    if tiles:
+        plots.image_grid(path, tiles, "Minority classes: originals (left) and their augmented copies")
+
+
+# ------------------------------------------------------------------------------------------------------------- training
+
+
+def draw_training(
+    stem: Path,
+    names: dict[str, str],
+    title: str,
+    history: dict[str, list[float]],
+    seconds: Sequence[float],
+    best_epoch: int,
+) -> None:
+    """Writes {stem}_history.csv, one line per epoch, and {stem}_curves.png.
+
+    Args:
+        stem: folder and start of the file names.
+        names: {quantity: axis label} of the curves, see `plots.training_curves`.
+        title: of the figure.
+        history: {quantity: value of each epoch}; validation values have the prefix val_.
+        seconds: duration of each epoch.
+        best_epoch: the epoch whose weights were kept, counted from 1; 0 if no epoch improved.
+    """
+    table = pd.DataFrame({"epoch": range(1, len(seconds) + 1), "seconds": seconds, **history})
+    write_text(stem.with_name(f"{stem.name}_history.csv"), table.to_csv(index=False))
+    plots.training_curves(stem.with_name(f"{stem.name}_curves.png"), names, title, history, best_epoch)
+
+
+def remove_curves(graphics: Path, network: str, kept: Set[str] = frozenset()) -> None:
+    """Removes the training curves and histories of a network, of all phases and members, except those of kept stems."""
+    pattern = re.compile(rf"({re.escape(network)}(_(head|full){MEMBER_NAME.pattern})?)_(curves\.png|history\.csv)")
+    for path in graphics.glob(f"{network}*"):
+        if (match := pattern.fullmatch(path.name)) and match[1] not in kept:
+            path.unlink()
+
+
+# ------------------------------------------------------------------------------------------------------ masks and crops
+
+
+def draw_overlays(store: Store, path: Path) -> None:
+    """Draws the worst, median and best predicted masks of validation over their images."""
+    images, ids = store.load("images", split="val"), store.load("ids", split="val")
+    truth, predicted = store.load("masks", split="val"), store.load("predicted", split="val")
+    jaccard = segmentation.per_image(truth, predicted)["jaccard"]
+    order, count = np.argsort(jaccard), min(MASKS, len(jaccard))
+    middle = max(0, (len(order) - count) // 2)
+    groups = {"worst": order[:count], "median": order[middle : middle + count], "best": order[::-1][:count]}
+    tiles = [
+        [plots.Tile(images[row], f"{name}: {ids[row]}, {jaccard[row]:.2f}", truth[row], predicted[row]) for row in rows]
+        for name, rows in groups.items()
+    ]
+    plots.image_grid(path, tiles, "Lesion masks, validation: truth cyan, prediction yellow, Jaccard index")
+
+
+def draw_jaccard(store: Store, path: Path) -> None:
+    """Draws the Jaccard index of the predicted masks of validation by lesion size and class."""
+    truth, predicted = store.load("masks", split="val"), store.load("predicted", split="val")
+    groups = {"lesions": np.ones(len(truth), bool)}
+    if store.has("labels", split="val"):
+        labels = store.load("labels", split="val")
+        groups = {name: labels == label for label, name in enumerate(CLASSES) if (labels == label).any()}
+    jaccard = segmentation.per_image(truth, predicted)["jaccard"]
+    title = f"Lesion masks, {describe('val', truth)}"
+    plots.jaccard(path, truth.mean(axis=(1, 2, 3)), jaccard, groups, title)
+
+
+def draw_roi(store: Store, split: str, roi: str, path: Path) -> None:
+    """Draws image, predicted mask and region of interest for the first images of each class.
+
+    Args:
+        store: data folder with the arrays of the split.
+        split: train, val or test; without labels its first images are drawn.
+        roi: value of --roi, for the titles.
+        path: PNG to write.
+    """
+    ids, images = store.load("ids", split=split), store.load("images", split=split)
+    predicted, regions = store.load("predicted", split=split), store.load("roi", split=split)
+    groups = {"unlabelled": np.arange(len(ids))}
+    if store.has("labels", split=split):
+        labels = store.load("labels", split=split)
+        groups = {name: np.flatnonzero(labels == label) for label, name in enumerate(CLASSES)}
+    tiles = [
+        [
+            tile
+            for row in rows[:IMAGES]
+            for tile in (
+                plots.Tile(images[row], f"{name}\n{ids[row]}"),
+                plots.Tile(predicted[row], "predicted mask"),
+                plots.Tile(regions[row], f"--roi {roi}"),
+            )
+        ]
+        for name, rows in groups.items()
+        if len(rows)
+    ]
+    plots.image_grid(path, tiles, f"What the classifier sees, first images of {split}")
+
+
+# ----------------------------------------------------------------------------------------------------------- evaluation
+
+
+def draw_evaluation(folder: Path, split: str, labels: np.ndarray, systems: Sequence[System], seed: int) -> None:
+    """Draws a split's curves of all systems, and calibration and confusion matrices of the first system.
+
+    Args:
+        folder: of the PNGs.
+        split: of the images.
+        labels: int (N,), index into CLASSES.
+        systems: systems with predictions for this split, at least one.
+        seed: of the bootstrap.
+    """
+    images = describe(split, labels)
+    roc, precision_recall = curves(split, labels, systems, seed)
+    if roc:
+        title = f"Each class against the rest, {images}"
+        points = [point for thresholds in systems[0].thresholds.values() for point in thresholds]
+        legend = "thresholds: " + ", ".join(dict.fromkeys(points))
+        plots.plot_curves(folder / ROC.format(split=split), roc, title, ROC_AXES, "chance", legend)
+        path = folder / PRECISION_RECALL.format(split=split)
+        plots.plot_curves(path, precision_recall, title, PRECISION_RECALL_AXES, points=legend)
+    probabilities = systems[0].probabilities[split]
+    bins = {
+        CLASSES[index]: classification.calibration_bins(labels == index, probabilities[:, index]) for index in TASKS
+    }
+    plots.reliability(folder / RELIABILITY.format(split=split), bins, f"Calibration, {images}")
+    melanoma, threshold = CLASSES[MELANOMA], systems[0].first_threshold(MELANOMA)
+    matrix = classification.binary_confusion(labels == MELANOMA, probabilities[:, MELANOMA] >= threshold)
+    title = f"Melanoma at probability {threshold:.3f}, {images}"
+    plots.confusion(folder / MELANOMA_CONFUSION.format(split=split), matrix, ("benign", melanoma), title)
+    matrix = classification.class_confusion(labels, probabilities)
+    plots.confusion(folder / CLASS_CONFUSION.format(split=split), matrix, CLASSES, f"Predicted class, {images}")
+
+
+def curves(
+    split: str, labels: np.ndarray, systems: Sequence[System], seed: int
+) -> tuple[list[plots.Curve], list[plots.Curve]]:
+    """ROC and precision-recall curves of both tasks; the first system's with band and operating points.
+
+    Args:
+        split: of the images.
+        labels: int (N,), index into CLASSES.
+        systems: systems with predictions for this split.
+        seed: of the bootstrap.
+
+    Returns:
+        No curves of a task if all images are of its class, or none is.
+    """
+    roc, precision_recall = [], []
+    for colour, index in enumerate(TASKS):
+        name, truth = CLASSES[index], labels == index
+        if not 0 < truth.sum() < len(truth):
+            log.info("%s: no curves of %s, because the images are either all or none of this class", split, name)
+            continue
+        for style, system in enumerate(systems):
+            score = system.probabilities[split][:, index]
+            label = f"{name}, {system.name}" if len(systems) > 1 else name
+            look: dict[str, Any] = {"colour": colour, "style": style}
+            thresholds = system.thresholds.get(name, {}) if style == 0 else {}
+            roc_points, recall_points = points_at(truth, score, list(thresholds.values()))
+            band = bootstrap.roc_band(truth, score, seed) if style == 0 else None
+            title = f"{label}: AUC {classification.auc(truth, score):.3f}"
+            roc.append(plots.Curve(title, *classification.roc_curve(truth, score), roc_points, band, **look))
+            title = f"{label}: AP {classification.average_precision(truth, score):.3f}"
+            line = classification.precision_recall_curve(truth, score)
+            precision_recall.append(plots.Curve(title, *line, recall_points, **look))
+    return roc, precision_recall
+
+
+def points_at(
+    truth: np.ndarray, score: np.ndarray, thresholds: Sequence[float]
+) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    """Points of the ROC and of the precision-recall curve at given thresholds; both classes must occur in `truth`."""
+    roc, precision_recall = [], []
+    for threshold in thresholds:
+        confusion = classification.binary_confusion(truth, score >= threshold)
+        false_positive_rate, sensitivity = (confusion[:, 1] / confusion.sum(axis=1)).tolist()
+        roc.append((false_positive_rate, sensitivity))
+        precision_recall.append((sensitivity, confusion[1, 1] / max(confusion[:, 1].sum(), 1)))
+    return roc, precision_recall
+
+
+def draw_comparison(folder: Path, split: str, labels: np.ndarray, systems: Sequence[System], seed: int) -> None:
+    """Draws the ROC curves of two systems; arguments as of `draw_evaluation`."""
+    roc, _ = curves(split, labels, systems, seed)
+    title = f"{' and '.join(system.name for system in systems)}, {describe(split, labels)}"
+    plots.plot_curves(folder / COMPARISON.format(split=split), roc, title, ROC_AXES, "chance")
+
+
+def draw_occlusion(folder: Path, split: str, variants: dict[str, dict[str, Any]], title: str) -> None:
+    """Draws the AUCs of the occlusion test; nothing if none is defined.
+
+    Args:
+        folder: of the PNG.
+        split: of the images.
+        variants: {variant: {"metrics": {name: value}, "intervals": {name: interval}}}.
+        title: of the figure.
+    """
+    names = [name for name, value in next(iter(variants.values()))["metrics"].items() if value is not None]
+    groups = {
+        name.removesuffix(" auc"): {
+            variant: (scored["metrics"][name], scored["intervals"][name]) for variant, scored in variants.items()
+        }
+        for name in names
+    }
+    if groups:
+        plots.forest_plot(folder / OCCLUSION.format(split=split), groups, "AUC", 0.5, title)

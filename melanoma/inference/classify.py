@@ -1,0 +1,62 @@
+"""Probabilities of every split, and their calibration."""
+
+from melanoma.artifacts import contract
+from melanoma.artifacts.store import Store
+from melanoma.dataset.splits import are_original, original_rows
+from melanoma.errors import StageError
+from melanoma.inference import calibration
+from melanoma.inference.ensemble import Ensemble
+from melanoma.log import log
+
+import numpy as np
+
+
+def predict_splits(
+    store: Store, ensemble: Ensemble, batch_size: int, out_of_fold: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """Probabilities, float32 (N, 3), by split.
+
+    Train is left out unless `out_of_fold` (see `predict`) says which networks were not trained on which row. Augmented
+    copies get the probabilities of their original image.
+    """
+    probabilities, engines = {}, set()
+    for split in store.splits():
+        images = store.load("roi", split=split)
+        if split != "train":
+            probabilities[split], engine = ensemble.probabilities(images, batch_size, f"probabilities of {split}")
+            engines.add(engine)
+        elif out_of_fold is not None:
+            originals = original_rows(store.load("ids", split=split).tolist())
+            count = originals.max() + 1  # originals come first
+            label = "out-of-fold probabilities of train"
+            found, engine = ensemble.probabilities(images[:count], batch_size, label, out_of_fold[:count])
+            probabilities[split] = found[originals]
+            engines.add(engine)
+    store.settings["inference"] = ", ".join(sorted(engines))
+    return probabilities
+
+
+def calibrate(store: Store, probabilities: dict[str, np.ndarray]) -> calibration.Calibration:
+    """The calibration fitted on out-of-fold probabilities of train if there are any, else on validation."""
+    for split in ("train", "val"):
+        if split in probabilities and store.has("labels", split=split):
+            rows = are_original(store.load("ids", split=split).tolist())
+            fitted = calibration.fit(store.load("labels", split=split)[rows], probabilities[split][rows])
+            log.info("calibrated on %s: temperature %.2f", split, fitted.temperature)
+            return fitted
+    return calibration.IDENTITY
+
+
+def region_of_interest(store: Store) -> str:
+    """The --roi with which the regions of interest were made.
+
+    Raises:
+        StageError: it differs between splits.
+    """
+    splits = store.splits()
+    for split in splits:
+        store.check("roi", split=split)
+    used = {store.written_with("roi", split=split)["roi"] for split in splits}
+    if len(used) > 1:
+        raise StageError(f"splits differ in --roi ({', '.join(sorted(used))}): run {contract.ROI} again")
+    return used.pop()

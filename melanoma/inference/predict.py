@@ -1,0 +1,109 @@
+"""The prediction loop of both networks: batches, test-time augmentation, ensembles, out-of-fold predictions."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from melanoma.cli import hardware
+from melanoma.dataset import augment
+from melanoma.inference import openvino
+from melanoma.log import progress
+
+import keras
+import numpy as np
+
+hardware.keep_memory()
+
+BATCHES_PER_BLOCK = 4  # of each model
+IMAGE_AXES = (1, 2)  # height and width of (N, H, W, C)
+
+
+def in_batches(
+    compute: Callable[[np.ndarray], np.ndarray], inputs: np.ndarray, batch_size: int, pad: bool
+) -> Iterator[np.ndarray]:
+    """Outputs for batches of rows; `pad`: whether the last batch is padded to full size for the computation."""
+    for start in range(0, len(inputs), batch_size):
+        batch = np.asarray(inputs[start : start + batch_size])
+        padded = np.resize(batch, (batch_size, *batch.shape[1:])) if pad else batch
+        yield np.asarray(compute(padded))[: len(batch)]
+
+
+def mean_output(models: Sequence[openvino.Network], images: np.ndarray, tta: bool) -> np.ndarray:
+    """Mean output over models and, with test-time augmentation, over the 8 flips and quarter turns of each image.
+
+    Args:
+        models: each from (N, S, S, 3) to the same shape: vectors (N, C), or maps (N, S, S, C), whose flips and turns
+            are undone before averaging.
+        images: uint8 (N, S, S, 3).
+        tta: whether to use test-time augmentation: eight times the work.
+
+    Returns:
+        float32 (N, C) or (N, S, S, C).
+    """
+    total = np.zeros((len(images), *models[0].output_shape[1:]), np.float32)
+    is_map, views = total.ndim == images.ndim, range(augment.VIEWS if tta else 1)
+    for view in views:
+        inputs = np.ascontiguousarray(augment.flip_rotate(images, view, IMAGE_AXES))
+        for model in models:
+            output = np.asarray(model.predict_on_batch(inputs))
+            total += augment.undo_flip_rotate(output, view, IMAGE_AXES) if is_map else output
+    return total / (len(models) * len(views))
+
+
+@dataclass
+class Predictions:
+    """Predictions, one block at a time, and what computes them."""
+
+    inference: openvino.Inference
+    blocks: Iterator[np.ndarray]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """The remaining blocks."""
+        return self.blocks
+
+
+def predict(
+    models: Sequence[keras.Model],
+    images: np.ndarray,
+    batch_size: int,
+    label: str,
+    tta: bool = False,
+    out_of_fold: np.ndarray | None = None,
+) -> Predictions:
+    """`mean_output` of many images, one block at a time, so that they need not fit in memory together.
+
+    Args:
+        models: see `mean_output`.
+        images: uint8 (N, S, S, 3), memory-mapped or not.
+        batch_size: images per network call.
+        label: name of the work in progress messages.
+        tta: see `mean_output`.
+        out_of_fold: bool (N, number of models), the models whose mean is taken for each image; None: all models.
+    """
+    models_per_image = 1.0 if out_of_fold is None else float(out_of_fold.mean())
+    inference = openvino.Inference(models, len(images) * (augment.VIEWS if tta else 1) * models_per_image)
+    return Predictions(inference, _blocks(inference, images, batch_size, label, tta, out_of_fold))
+
+
+def _blocks(
+    inference: openvino.Inference,
+    images: np.ndarray,
+    batch_size: int,
+    label: str,
+    tta: bool,
+    out_of_fold: np.ndarray | None,
+) -> Iterator[np.ndarray]:
+    models = inference.networks()
+    pad = isinstance(models[0], keras.Model)  # Keras compiles every new batch shape
+    block = BATCHES_PER_BLOCK * batch_size * len(models)
+    starts = range(0, len(images), block)
+    for start in progress(starts, label, len(starts)):
+        part = images[start : start + block]
+        masks = np.ones((len(part), len(models)), bool) if out_of_fold is None else out_of_fold[start : start + block]
+        result = np.empty((len(part), *models[0].output_shape[1:]), np.float32)
+        for mask in np.unique(masks, axis=0):
+            rows = np.flatnonzero((masks == mask).all(axis=1))
+            used = [model for model, use in zip(models, mask, strict=True) if use]
+            compute = partial(mean_output, used, tta=tta)
+            result[rows] = np.concatenate(list(in_batches(compute, part[rows], batch_size, pad)))
+        yield result

@@ -1,0 +1,83 @@
+"""Lesion masks of every split: the threshold chosen on validation, and the prediction of all images."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from melanoma.artifacts.store import Store
+from melanoma.inference import postprocess
+from melanoma.inference.predict import predict
+from melanoma.log import log
+
+import keras
+import numpy as np
+
+
+@dataclass(frozen=True)
+class MaskOptions:
+    """How predicted probabilities become masks."""
+
+    tta: bool  # test-time augmentation: mean over 8 flips and quarter turns
+    clean: bool  # keep the largest component only, with its holes filled
+    batch_size: int
+
+
+def choose_threshold(store: Store, models: Sequence[keras.Model], options: MaskOptions) -> tuple[float, dict[str, Any]]:
+    """The threshold with the best masks on validation.
+
+    Returns:
+        The threshold, and for the report: mean Jaccard index with and without each step after the network, and images
+        per second. The default threshold and no report where validation has no masks.
+    """
+    if not store.has("masks", split="val"):
+        return postprocess.DEFAULT_THRESHOLD, {}
+    images, truth = store.load("images", split="val"), np.array(store.load("masks", split="val"))
+    probabilities, rates = {}, {}
+    list(predict(models, images[:1], options.batch_size, "warm-up"))  # Keras compiles
+    for tta in (False, True):
+        label = f"validation, {'with' if tta else 'without'} test-time augmentation"
+        blocks = predict(models, images, options.batch_size, label, tta)
+        blocks.inference.networks()  # converts the networks, so that the rate is of predicting only
+        store.settings["inference"] = blocks.inference.name
+        start = time.perf_counter()
+        probabilities[tta] = np.concatenate(list(blocks))
+        rates[tta] = len(images) / (time.perf_counter() - start)
+    effects = postprocess.effects(truth, probabilities[False], probabilities[True])
+    log.info("\nMean Jaccard index on validation with and without test-time augmentation, clean-up, chosen threshold:")
+    for row in effects:
+        steps = [step for name, step in (("tta", "TTA"), ("clean", "clean-up")) if row[name]]
+        log.info("  %-40s%.4f", ", ".join([*steps, f"threshold {row['threshold']:.2f}"]), row["jaccard"])
+    wanted = {"tta": options.tta, "clean": options.clean, "threshold_chosen": True}
+    threshold = next(float(row["threshold"]) for row in effects if row.items() >= wanted.items())
+    return threshold, {
+        "effects_on_validation": effects,
+        "images_per_second": rates[False],
+        "images_per_second_with_tta": rates[True],
+    }
+
+
+def write_masks(
+    store: Store,
+    models: Sequence[keras.Model],
+    threshold: float,
+    options: MaskOptions,
+    out_of_fold: np.ndarray | None,
+) -> None:
+    """Writes the predicted masks of every split.
+
+    Args:
+        store: data folder.
+        models: whose mean probability counts.
+        threshold: see `postprocess.segment`.
+        options: test-time augmentation, clean-up, batch size.
+        out_of_fold: for the rows of train, see `predict`.
+    """
+    for split in store.splits():
+        images = store.load("images", split=split)
+        mask_of_models = out_of_fold if split == "train" else None
+        blocks = predict(models, images, options.batch_size, f"masks of {split}", options.tta, mask_of_models)
+        with store.writer("predicted", len(images), (*images.shape[1:3], 1), split=split) as file:
+            for block in blocks:
+                file.append(postprocess.segment(block, threshold, options.clean))
+            store.settings["inference"] = blocks.inference.name

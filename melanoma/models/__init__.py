@@ -1,0 +1,6 @@
+"""The networks and their losses.
+
+backbones: `keras.applications` by name, with weights and preprocessing. segmentation: SegNet and U-Net. losses: losses
+and metrics of lesion masks. classifier: backbone and head. fused_batchnorm: batch normalisation by TensorFlow's fused
+kernel. May import melanoma.sources, artifacts, cli and below.
+"""

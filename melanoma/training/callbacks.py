@@ -1,0 +1,143 @@
+"""What happens around every epoch: best weights, early stopping, NaN checks, checkpoints."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from melanoma.errors import InputError
+from melanoma.training import distributed
+from melanoma.training.checkpoints import Checkpoint, State
+
+import keras
+import numpy as np
+
+Draw = Callable[[dict[str, list[float]], list[float], int], None]  # of history, seconds per epoch, best epoch
+
+SECONDS_BETWEEN_SAVES = 10  # at least, between two saved states
+BATCHES_BETWEEN_CHECKS = 50  # of the loss; reading it waits for the device
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """Where a training keeps its state and shows its progress, and which devices it uses."""
+
+    checkpoint: Checkpoint
+    draw: Draw  # plots the curves, also while training
+    initial_best: float = -math.inf  # monitored value of the initial weights; worse weights are not kept
+    devices: distributed.Devices = distributed.ONE
+
+
+class CheckpointCallback(keras.callbacks.Callback):
+    """Keeps the best weights, stops a training that no longer improves or went wrong, saves its state.
+
+    Must come after callbacks that change weights between epochs, because a state is what the next epoch starts from. In
+    several processes all come to the same decisions, and all resume from what the first one saves.
+    """
+
+    def __init__(self, network: keras.Model, monitor: str, patience: int, run: TrainingRun) -> None:
+        """Sets up the callback.
+
+        Args:
+            network: the model that keeps the best weights.
+            monitor: the metric to maximise, as it is called in the logs of an epoch.
+            patience: epochs without a new best value after which training stops.
+            run: checkpoint, plots, devices.
+        """
+        super().__init__()
+        self.network, self.monitor, self.patience, self.run = network, monitor, patience, run
+        self.initial = network.get_weights()
+        weights = {id(weight) for weight in network.weights}
+        self.seeds = [(one, keras.ops.convert_to_numpy(one)) for one in network.variables if id(one) not in weights]
+        self.history: dict[str, list[float]] = {}
+        self.seconds: list[float] = []
+        self.best: list[np.ndarray] = []
+        self.unsaved: State | None = None
+        self.last_save = time.monotonic()
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """Everything that changes during training."""
+        return [*self.model.variables, *self.model.optimizer.variables]
+
+    def monitored(self, history: dict[str, list[float]]) -> list[float]:
+        """The monitored value of each epoch; -inf in place of NaN."""
+        return [-math.inf if math.isnan(value) else value for value in history.get(self.monitor, [])]
+
+    def best_epoch(self, history: dict[str, list[float]]) -> int:
+        """The epoch with the highest monitored value, from 1; 0 if none is higher than the initial one."""
+        values = self.monitored(history)
+        highest = max(values, default=-math.inf)
+        return 1 + values.index(highest) if highest > self.run.initial_best else 0
+
+    def resume(self, state: State) -> None:
+        """Restores a saved state.
+
+        Raises:
+            InputError: the state has another number of variables, e.g. from other package versions.
+        """
+        self.history, self.seconds, self.best = state.history, state.seconds, state.best
+        if state.variables and len(state.variables) != len(self.variables):
+            raise InputError(
+                f"{self.run.checkpoint.path} does not fit the network of the installed packages: start over with "
+                "--restart"
+            )
+        for variable, value in zip(self.variables if state.variables else (), state.variables, strict=True):
+            variable.assign(value)
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Captures the state after the previous epoch, and saves it if the last save is long enough ago."""
+        if self.seconds:
+            variables = [keras.ops.convert_to_numpy(variable) for variable in self.variables]
+            self.unsaved = State(self.history, self.seconds, variables=variables, best=self.best)
+            if time.monotonic() >= self.last_save + SECONDS_BETWEEN_SAVES:
+                self.save()
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
+        """Checks the mean loss now and then, so that a long epoch with a NaN loss stops early."""
+        if batch % BATCHES_BETWEEN_CHECKS == 0:
+            self.check_loss((logs or {})["loss"])
+
+    def check_loss(self, loss: float) -> None:
+        """Raises InputError if the loss is NaN or infinite."""
+        if not math.isfinite(loss):
+            kept = f"; the state before that epoch is kept in {self.run.checkpoint.path}" if self.seconds else ""
+            raise InputError(
+                f"the loss became {float(loss)} in epoch {len(self.seconds) + 1}: start over with --restart and a "
+                f"lower --learning-rate{kept}"
+            )
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, float] | None = None) -> None:
+        """Records the epoch, keeps its weights if they are the best, and decides whether to stop."""
+        logs = logs or {}
+        self.check_loss(logs["loss"])
+        weights = self.network.get_weights()
+        if not all(np.isfinite(array).all() for array in weights):
+            self.check_loss(math.nan)
+        # New lists: the captured state holds the old ones.
+        self.history = {name: [*self.history.get(name, []), float(value)] for name, value in logs.items()}
+        self.seconds = [*self.seconds, time.perf_counter() - self.started]
+        if self.best_epoch(self.history) == len(self.seconds):
+            self.best = weights
+        values = self.monitored(self.history)
+        self.model.stop_training = len(values) - 1 - values.index(max(values)) >= self.patience
+
+    def save(self) -> None:
+        """Saves the captured state if it is not saved yet, and draws the curves."""
+        if self.unsaved and self.run.devices.leads:
+            self.run.checkpoint.save(self.unsaved)
+            history = self.unsaved.history
+            self.run.draw(history, self.unsaved.seconds, self.best_epoch(history))
+        self.unsaved, self.last_save = None, time.monotonic()
+
+    def finish(self) -> None:
+        """Gives the network its best weights, or its initial ones if none were better, and saves the final state.
+
+        Random generators are reset: what is trained next does not depend on an interruption.
+        """
+        self.network.set_weights(self.best or self.initial)
+        for seed, value in self.seeds:
+            seed.assign(value)
+        self.unsaved = State(self.history, self.seconds, finished=True, best=self.best)
+        self.save()

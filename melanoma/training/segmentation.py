@@ -1,0 +1,127 @@
+"""Training of the segmentation network: one for all train images, or one per fold."""
+
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from melanoma.artifacts.store import Store
+from melanoma.dataset.batches import Batches, BatchOptions
+from melanoma.dataset.splits import Member, are_original, assign_folds, list_members, out_of_fold_mask
+from melanoma.log import log
+from melanoma.models import losses, segmentation
+from melanoma.training import checkpoints, distributed, loop
+from melanoma.training.callbacks import Draw, TrainingRun
+
+import keras
+import numpy as np
+
+NAME = "segnet"  # of its files, whichever network it is
+PATIENCE = 10  # epochs without a better Jaccard index
+
+DrawMember = Callable[[str], Draw]  # from the name of a training, e.g. segnet_fold1, to what plots its curves
+
+
+@dataclass(frozen=True)
+class SegmentationSettings:
+    """Settings of a training, by the names of the flags."""
+
+    network: str  # of segmentation.NETWORKS
+    input_size: int  # side of the network's input in pixels
+    backbone: str
+    weights: str  # initial weights of the backbone, see `backbones.build`
+    scaling: str | None  # see `backbones.preprocess`
+    loss: str  # of losses.LOSSES
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    ema: float
+    folds: int  # networks, each trained without one fold; 1: one network on all images
+    seed: int
+
+
+@dataclass(frozen=True)
+class TrainedNetworks:
+    """The trained networks and what the report needs to know of them."""
+
+    models: list[keras.Model]
+    members: list[str]  # their names in file names
+    out_of_fold: np.ndarray | None  # bool (N, networks): which were not trained on a row of train
+    report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class SegmentationTrainer:
+    """Trains the networks of a data folder."""
+
+    store: Store
+    settings: SegmentationSettings
+    devices: distributed.Devices
+    draw: DrawMember
+
+    def train(self) -> TrainedNetworks:
+        """Trains a network for every fold and saves its weights."""
+        store, settings = self.store, self.settings
+        ids = store.load("ids", split="train").tolist()
+        labels = np.array(store.load("labels", split="train")) if store.has("labels", split="train") else None
+        fold_of_row = assign_folds(ids, labels, settings.folds, settings.seed)
+        members = list_members(settings.folds, 1, settings.seed)
+        design = design_network(store, settings)
+        originals = are_original(ids)  # augmented copies only balance the classes for the classifier
+        models, results = [], []
+        for member in members:
+            model, result = self._train_member(design, np.flatnonzero(originals & (fold_of_row != member.fold)), member)
+            models.append(model)
+            results.append(result)
+        history = [{"best_epoch": one.best_epoch, "history": one.history, "seconds": one.seconds} for one in results]
+        seconds = statistics.median(second for one in results for second in one.seconds)
+        cost = {"weights": models[0].count_params(), "seconds_per_epoch": seconds}
+        report = {"design": asdict(design), "training": history, "cost": cost}
+        return TrainedNetworks(models, [one.name for one in members], out_of_fold_mask(members, fold_of_row), report)
+
+    def _train_member(
+        self, design: segmentation.Design, rows: np.ndarray, member: Member
+    ) -> tuple[keras.Model, loop.TrainingResult]:
+        """Trains one network on some rows of train; validation chooses the best epoch if it has masks."""
+        store, settings = self.store, self.settings
+        keras.utils.set_random_seed((member.seed + member.fold + 1) % 2**32)  # every fold has its own initial weights
+        images, truth = store.load("images", split="train"), store.load("masks", split="train")
+        model = segmentation.build(design, images.shape[1], settings.weights)
+        log.info("%s%s: %d weights, %d training images", model.name, member.name, model.count_params(), len(rows))
+        options = BatchOptions(rows=rows, seed=member.seed, augment=True, target_is_mask=True)
+        name = f"{NAME}{member.name}"
+        result = loop.fit(
+            model,
+            Batches(images, truth, settings.batch_size, options),
+            self._validation(),
+            loop.Objective(losses.LOSSES[settings.loss], [losses.jaccard], "jaccard"),
+            loop.Hyperparameters(settings.epochs, settings.learning_rate, settings.ema, PATIENCE),
+            TrainingRun(checkpoints.for_training(store, NAME, name), self.draw(name), devices=self.devices),
+        )
+        if self.devices.leads:
+            store.save_weights("segnet_weights", model, member=member.name)
+        return model, result
+
+    def _validation(self) -> Batches | None:
+        if not self.store.has("masks", split="val"):
+            log.info("no validation masks: the training Jaccard index chooses the best epoch")
+            return None
+        arrays = self.store.load("images", split="val"), self.store.load("masks", split="val")
+        return Batches(*arrays, self.settings.batch_size)
+
+
+def design_network(store: Store, settings: SegmentationSettings) -> segmentation.Design:
+    """The network of the settings; SegNet is normalised by the colour statistics of the train images."""
+    mean, std = colour_statistics(store) if settings.network == "segnet" else (None, None)
+    backbone = {"segnet": "", "segnet_vgg16": segmentation.VGG16, "unet": settings.backbone}[settings.network]
+    return segmentation.Design(settings.network, settings.input_size, backbone, settings.scaling, mean, std)
+
+
+def colour_statistics(store: Store) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of red, green and blue over the train images, 0 to 255."""
+    sums, squares, count = np.zeros(3), np.zeros(3), 0
+    for block in store.blocks("images", split="train"):
+        values = block.reshape(-1, 3).astype(np.float64)
+        sums, squares, count = sums + values.sum(axis=0), squares + (values**2).sum(axis=0), count + len(values)
+    mean = sums / count
+    return mean.tolist(), np.sqrt(squares / count - mean**2).tolist()

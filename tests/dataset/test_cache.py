@@ -1,0 +1,120 @@
+"""The cache of decoded images."""
+
+import shutil
+from pathlib import Path
+
+from melanoma.dataset import decode
+from melanoma.dataset.cache import NAME, Cache
+from melanoma.dataset.workers import Workers
+from melanoma.errors import InputError
+from melanoma.sources import isic
+
+import numpy as np
+import pytest
+
+
+@pytest.fixture
+def records(own_source: Path) -> list[isic.Record]:
+    return isic.read_split(own_source, "val")
+
+
+def count_decoded(data: Path, records: list[isic.Record], monkeypatch: pytest.MonkeyPatch, size: int = 32) -> int:
+    """Counts the images that a run decodes; checks that the cache returns what decoding returns."""
+    count, read = 0, decode.read
+
+    def counting(task: tuple[Path, Path | None, int]) -> decode.Decoded | str:
+        nonlocal count
+        count += 1
+        return read(task)
+
+    with monkeypatch.context() as patch, Cache(data, size) as cache, Workers(1) as workers:
+        patch.setattr(decode, "read", counting)
+        cache.read(records, workers)
+        for record in records:
+            decoded = decode.read_pair(record.image, record.mask, size)
+            image, mask = cache.pixels(record)
+            assert np.array_equal(image, decoded.image)
+            if decoded.mask is None or mask is None:
+                assert decoded.mask is mask
+            else:
+                assert np.array_equal(mask, decoded.mask)
+            assert np.array_equal(cache.thumbnail(record), decoded.thumbnail)
+            assert cache.info[record].size == decoded.size and cache.info[record].notes == decoded.notes
+    return count
+
+
+def test_image_is_decoded_again_only_if_its_file_changed(
+    records: list[isic.Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert count_decoded(tmp_path, records, monkeypatch) == len(records)
+    assert count_decoded(tmp_path, records, monkeypatch) == 0
+    shutil.copyfile(records[1].image, records[0].image)
+    assert count_decoded(tmp_path, records, monkeypatch) == 1
+    without_mask = isic.Record(records[2].id, records[2].image, None, None)
+    assert count_decoded(tmp_path, [without_mask], monkeypatch) == 1
+
+
+def test_cache_of_another_size_or_decoder_is_not_used(
+    records: list[isic.Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count_decoded(tmp_path, records, monkeypatch)
+    assert count_decoded(tmp_path, records, monkeypatch, size=16) == len(records)
+    monkeypatch.setattr("melanoma.dataset.cache.version", lambda _: "0.0")
+    assert count_decoded(tmp_path, records, monkeypatch, size=16) == len(records)
+
+
+@pytest.mark.parametrize("content", [b"not a database" * 100, b""])
+def test_file_that_is_not_a_cache_is_replaced(
+    content: bytes, records: list[isic.Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count_decoded(tmp_path, records, monkeypatch)
+    (tmp_path / NAME).write_bytes(content)
+    assert count_decoded(tmp_path, records, monkeypatch) == len(records)
+
+
+@pytest.mark.parametrize("page", [1, 3, 6, 10])
+def test_cache_with_a_damaged_page_is_replaced(
+    page: int, records: list[isic.Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count_decoded(tmp_path, records, monkeypatch, size=256)
+    with (tmp_path / NAME).open("r+b") as stream:
+        stream.seek(page << 16)
+        stream.write(b"\xff" * (1 << 16))
+    assert count_decoded(tmp_path, records, monkeypatch, size=256) == len(records)
+
+
+def test_file_that_changes_while_it_is_read_is_decoded_again(
+    records: list[isic.Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = decode.read
+
+    def changing(task: tuple[Path, Path | None, int]) -> decode.Decoded | str:
+        decoded = read(task)
+        if task[0] == records[0].image:
+            shutil.copyfile(records[1].image, records[0].image)
+        return decoded
+
+    with monkeypatch.context() as patch, Cache(tmp_path, 32) as cache, Workers(1) as workers:
+        patch.setattr(decode, "read", changing)
+        cache.read(records, workers)
+        assert cache.pixels(records[0])[0].shape == (32, 32, 3)
+    assert count_decoded(tmp_path, records, monkeypatch) == 1
+
+
+def test_broken_link_is_a_problem(records: list[isic.Record], tmp_path: Path) -> None:
+    records[0].image.unlink()
+    records[0].image.symlink_to(tmp_path / "nowhere.jpg")
+    with Cache(tmp_path, 32) as cache, Workers(1) as workers:
+        cache.read(records, workers)
+    assert cache.problems == {records[0]: f"{records[0].image}: No such file or directory"}
+
+
+def test_second_run_in_a_folder_is_refused(tmp_path: Path) -> None:
+    with Cache(tmp_path, 32), pytest.raises(InputError, match="another run works in this folder"), Cache(tmp_path, 32):
+        pass
+
+
+def test_path_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
+    (tmp_path / NAME).mkdir()
+    with pytest.raises(InputError, match=NAME), Cache(tmp_path, 32):
+        pass

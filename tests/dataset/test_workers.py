@@ -1,0 +1,206 @@
+"""Functions in several processes and on a Dask cluster, also when processes die."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from melanoma.dataset import workers as module
+from melanoma.dataset.workers import Workers
+from melanoma.errors import InputError
+
+import dask_cluster
+import pytest
+
+REPEATED = "a worker process died; its item is processed again"
+
+
+# Functions for the workers, which import this module.
+
+
+def double(number: int) -> int:
+    return 2 * number
+
+
+def double_slowly(number: int) -> int:
+    time.sleep(number)
+    return double(number)
+
+
+def double_or_die_once(task: tuple[int, Path]) -> int:
+    number, marker = task
+    if number == 17 and not marker.exists():
+        marker.touch()
+        die(number)
+    return double(number)
+
+
+def die(_: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def megabyte(number: int) -> tuple[int, bytes]:
+    """More than fits into a pipe."""
+    return number, bytes(10**6)
+
+
+def refuse(number: int) -> None:
+    raise InputError(f"number {number} is odd")
+
+
+def process_id(_: int) -> int:
+    return os.getpid()
+
+
+# ----------------------------------------------------------------------------------------------------- on this machine
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_results_come_in_order_and_items_are_read_in_blocks(jobs: int) -> None:
+    read = []
+
+    def items() -> Iterator[int]:
+        for number in range(25):
+            read.append(number)
+            yield number
+
+    with Workers(jobs) as workers:
+        results = workers.map(double, items(), block=10)
+        assert next(results) == 0 and len(read) == 10
+        assert list(results) == [2 * number for number in range(1, 25)]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_error_of_the_function_is_raised(jobs: int) -> None:
+    with Workers(jobs) as workers, pytest.raises(InputError, match="number 1 is odd"):
+        list(workers.map(refuse, [1, 1, 1]))
+
+
+def test_item_of_a_worker_that_dies_is_processed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Workers(2) as workers:
+        tasks = ((number, tmp_path / "died") for number in range(30))
+        results = list(workers.map(double_or_die_once, tasks, block=10))
+    assert results == [double(number) for number in range(30)]
+    assert REPEATED in caplog.messages
+
+
+def test_half_written_result_is_computed_again(caplog: pytest.LogCaptureFixture) -> None:
+    with Workers(2) as workers:
+        list(workers.map(megabyte, range(2)))  # both have started
+        processes = [worker.process for worker in workers.idle]
+        results = workers.map(megabyte, range(30))
+        assert next(results) == megabyte(0)
+        time.sleep(0.5)  # until the next results have filled their pipes
+        processes[0].kill()
+        assert list(results) == [megabyte(number) for number in range(1, 30)]
+    assert REPEATED in caplog.messages
+
+
+def test_workers_can_be_used_after_results_that_nobody_read() -> None:
+    with Workers(2) as workers:
+        list(workers.map(megabyte, range(2)))  # both have started
+        assert next(workers.map(megabyte, range(30))) == megabyte(0)
+        assert list(workers.map(double, range(6))) == [double(number) for number in range(6)]
+
+
+def test_workers_that_die_repeatedly_stop_the_run() -> None:
+    with Workers(2) as workers, pytest.raises(InputError, match=r"died 3 times over [0-3]; probably too little memory"):
+        list(workers.map(die, range(4)))
+
+
+STARTS_TWO = """
+import time
+from melanoma.dataset.workers import Workers
+with Workers(2) as workers:
+    list(workers.map(time.sleep, [0.1, 0.1]))
+    print(*(worker.process.pid for worker in workers.idle), flush=True)
+    time.sleep(60)
+"""
+
+
+def is_running(process: int) -> bool:
+    try:
+        return bool(Path(f"/proc/{process}/cmdline").read_bytes())  # empty once it is dead
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").is_file(), reason="looks for the workers in /proc")
+def test_workers_end_with_a_killed_process() -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", STARTS_TWO]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        found = [int(number) for number in process.stdout.readline().split()]
+        assert len(found) == 2 and all(map(is_running, found))
+        process.kill()
+    deadline = time.monotonic() + 10
+    while any(map(is_running, found)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+# -------------------------------------------------------------------------------------------------------- on a cluster
+
+
+@pytest.mark.slow
+def test_items_are_processed_on_the_cluster() -> None:
+    with dask_cluster.start(1) as cluster, Workers(None, cluster.address) as workers:
+        assert set(workers.map(process_id, range(5), block=2)) == {cluster.workers[0].pid}
+
+
+@pytest.mark.slow
+def test_item_that_kills_the_workers_of_a_cluster_stops_the_run() -> None:
+    with (
+        dask_cluster.start(2, allowed_failures=0) as cluster,
+        Workers(None, cluster.address) as workers,
+        pytest.raises(InputError, match=f"--cluster {cluster.address}: workers die over the same item"),
+    ):
+        list(workers.map(die, range(1)))
+
+
+@pytest.mark.slow
+def test_cluster_whose_last_worker_dies_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    with dask_cluster.start(1) as cluster, Workers(None, cluster.address) as workers:
+        monkeypatch.setattr(module, "CLUSTER_TIMEOUT", 1)
+        with pytest.raises(InputError, match=f"--cluster {cluster.address}: the last worker is gone"):
+            list(workers.map(die, range(2)))
+
+
+@pytest.mark.slow
+def test_cluster_whose_scheduler_dies_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CLUSTER_TIMEOUT", 5)
+    with dask_cluster.start(1) as cluster, Workers(None, cluster.address) as workers:
+        assert list(workers.map(double, range(1))) == [0]
+        results = workers.map(double_slowly, range(4))
+        assert next(results) == 0
+        cluster.scheduler.kill()
+        with pytest.raises(InputError, match=f"--cluster {cluster.address}: the scheduler is gone"):
+            list(results)
+
+
+@pytest.fixture
+def no_client_left() -> None:
+    """Collects Dask clients that could not start: collecting them during the start of another one would block."""
+    gc.collect()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_client_left")
+@pytest.mark.parametrize("address", ["tls://127.0.0.1:1", "nonsense", "unused port"])
+def test_address_without_a_scheduler_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "CLUSTER_TIMEOUT", 1)
+    if address == "unused port":
+        address = f"tcp://127.0.0.1:{dask_cluster.free_port()}"
+    with pytest.raises(InputError, match=f"--cluster {address}: no scheduler"), Workers(None, address):
+        pass
+
+
+def test_cluster_without_dask_names_the_requirements(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(InputError, match=r"pip install -r requirements/cluster\.txt"), Workers(1, "tcp://x:1"):
+        pass

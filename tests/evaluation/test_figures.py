@@ -1,0 +1,89 @@
+"""Figures: points and curves of known predictions, error bars, removal of old files."""
+
+from pathlib import Path
+
+from melanoma.artifacts import contract
+from melanoma.artifacts.store import Store
+from melanoma.errors import InputError
+from melanoma.evaluation import figures, plots
+from melanoma.evaluation.scoring import System
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+LABELS = np.array([0, 0, 1, 1])
+PROBABILITIES = np.array([[0.9, 0.1, 0], [0.2, 0.8, 0], [0.4, 0.6, 0], [0.1, 0.9, 0]])
+SYSTEM = System("a", {"val": PROBABILITIES}, {"melanoma": {"low": 0.5, "high": 0.85}})
+
+
+def test_operating_points_lie_at_their_rates() -> None:
+    truth, score = LABELS == 1, PROBABILITIES[:, 1]
+    roc, precision_recall = figures.points_at(truth, score, [0.5, 0.85, 2.0])
+    assert roc == [(1 / 2, 1), (0, 1 / 2), (0, 0)]
+    assert precision_recall == [(1, 2 / 3), (1 / 2, 1), (0, 0)]
+
+
+def test_curves_name_their_areas_and_only_the_first_system_has_points_and_band() -> None:
+    roc, precision_recall = figures.curves("val", LABELS, [SYSTEM, System("b", SYSTEM.probabilities, {})], seed=0)
+    assert [curve.label for curve in roc] == ["melanoma, a: AUC 0.750", "melanoma, b: AUC 0.750"]
+    assert [curve.label for curve in precision_recall] == ["melanoma, a: AP 0.833", "melanoma, b: AP 0.833"]
+    assert [len(curve.points) for curve in roc + precision_recall] == [2, 0, 2, 0]
+    assert [curve.band is None for curve in roc] == [False, True]
+    assert [curve.style for curve in roc] == [0, 1]
+
+
+def test_class_without_images_has_no_curve() -> None:
+    assert figures.curves("val", np.zeros(4, int), [SYSTEM], seed=0) == ([], [])
+
+
+def test_error_bars_are_wilsons_interval() -> None:
+    low, high = plots.wilson_errors(np.array([0, 0.5]), np.array([10, 10]))
+    assert (low.tolist()[0], high[0]) == (0, pytest.approx(0.27753, abs=1e-5))
+    assert (low[1], high[1]) == pytest.approx((0.5 - 0.23659, 0.5 - 0.23659), abs=1e-5)
+
+
+def test_history_has_one_line_per_epoch(tmp_path: Path) -> None:
+    history = {"loss": [2.0, 1.0], "val_loss": [3.0, 2.5]}
+    figures.draw_training(tmp_path / "net", {"loss": "loss"}, "a network", history, [4.0, 3.0], 2)
+    table = pd.read_csv(tmp_path / "net_history.csv")
+    assert table.to_dict("list") == {"epoch": [1, 2], "seconds": [4.0, 3.0], **history}
+    with Image.open(tmp_path / "net_curves.png") as image:
+        assert np.asarray(image).std() > 5
+
+
+def test_figure_of_copies_goes_where_there_are_no_labels(own_chain: Path, tmp_path: Path) -> None:
+    store, path = Store(own_chain / "data", contract.PREPROCESSING, {}), tmp_path / "augmentation.png"
+    figures.draw_copies(store, path)
+    assert path.is_file()
+    store.remove("labels", split="train")
+    figures.draw_copies(store, path)
+    assert not path.exists()
+
+
+def test_figure_of_regions_needs_no_labels(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(finished / "data", contract.ROI, {})
+    monkeypatch.setattr(store, "has", lambda name, **_: name != "labels")
+    figures.draw_roi(store, "val", "crop", tmp_path / "roi.png")
+    assert (tmp_path / "roi.png").is_file()
+
+
+def test_old_files_of_every_split_are_removed_and_others_kept(tmp_path: Path) -> None:
+    for name in ("roc_val.png", "roc_train.png", "roc_mine.png", "page.html"):
+        (tmp_path / name).write_bytes(b"")
+    figures.remove(tmp_path, (figures.ROC, "page.html"), keep=[tmp_path / "roc_mine.png"])
+    assert [path.name for path in tmp_path.iterdir()] == ["roc_mine.png"]
+
+
+def test_file_that_the_run_reads_is_not_removed(tmp_path: Path) -> None:
+    (tmp_path / "roc_val.png").write_bytes(b"")
+    with pytest.raises(InputError, match="this run replaces"):
+        figures.remove(tmp_path, (figures.ROC,), keep=[tmp_path / ".." / tmp_path.name / "roc_val.png"])
+    assert (tmp_path / "roc_val.png").is_file()
+
+
+@pytest.mark.parametrize("name", ["segnet_overlays", "segnet_jaccard", "augmentation", "roi", "roc_test"])
+def test_finished_chain_has_figures_with_content(finished: Path, name: str) -> None:
+    with Image.open(finished / "graphics" / f"{name}.png") as image:
+        assert np.asarray(image.convert("L")).std() > 5

@@ -1,0 +1,168 @@
+"""Systems and their thresholds: where they come from, where metrics are biased, what evaluate.py writes."""
+
+import json
+from pathlib import Path
+
+from melanoma.artifacts import contract
+from melanoma.classes import CLASSES, KERATOSIS, MELANOMA, SPLITS
+from melanoma.errors import InputError, StageError
+from melanoma.evaluation import scoring
+from melanoma.metrics import segmentation
+
+import numpy as np
+import pipeline
+import pytest
+from pipeline import BACKBONE, exit_code, places, reader
+
+LABELS = np.array([0, 1, 0, 1])
+PROBABILITIES = np.array([[0.8, 0.2, 0], [0.4, 0.6, 0], [0.7, 0.3, 0], [0.1, 0.9, 0]])
+
+
+@pytest.fixture
+def noise(finished: Path, tmp_path: Path) -> Path:
+    """Random predictions for the test split of a chain."""
+    rng = np.random.default_rng(0)
+    lines = [f"{name}.jpg,{rng.random()},{rng.random()}" for name in reader(finished).load("ids", split="test")]
+    path = tmp_path / "noise.csv"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_thresholds_are_chosen_on_validation() -> None:
+    system = scoring.choose_thresholds("a", {"val": PROBABILITIES, "test": PROBABILITIES}, {"val": LABELS})
+    assert system.chosen_on == "val"
+    assert set(system.thresholds["melanoma"].values()) == {0.6}
+    assert system.first_threshold(MELANOMA) == 0.6
+
+
+def test_thresholds_are_chosen_on_train_after_a_cross_validation() -> None:
+    system = scoring.choose_thresholds(
+        "a", {"train": PROBABILITIES, "val": PROBABILITIES / 2}, {"train": LABELS, "val": LABELS}
+    )
+    assert system.chosen_on == "train" and system.first_threshold(MELANOMA) == 0.6
+
+
+def test_threshold_is_the_challenges_where_no_labels_choose_one() -> None:
+    no_keratosis = scoring.choose_thresholds("a", {"val": PROBABILITIES}, {"val": LABELS})
+    assert no_keratosis.thresholds[CLASSES[KERATOSIS]] == {"0.5": 0.5}
+    for labels in ({}, {"test": LABELS}):
+        thresholds = scoring.choose_thresholds("a", {"val": PROBABILITIES}, labels).thresholds
+        assert list(thresholds.values()) == [{"0.5": 0.5}] * 2
+
+
+@pytest.mark.parametrize(
+    ("split", "chosen_on", "submitted", "expected"),
+    [
+        ("test", "val", False, ""),
+        ("val", "val", True, "thresholds were"),
+        ("val", "val", False, "best epochs, calibration and thresholds were"),
+        ("val", "train", False, "best epochs were"),
+        ("val", None, False, "best epochs were"),
+        ("train", "train", False, "calibration and thresholds were"),
+        ("train", None, False, ""),
+    ],
+)
+def test_caveat_names_what_was_chosen_on_the_same_images(
+    split: str, chosen_on: str | None, submitted: bool, expected: str
+) -> None:
+    found = scoring.caveat(split, chosen_on, submitted)
+    assert found == (f"Biased upwards: {expected} chosen on these images." if expected else "")
+
+
+def test_test_is_reported_before_validation_and_cross_validation() -> None:
+    assert scoring.report_order(["train", "val", "test"]) == ["test", "val", "train"]
+    assert scoring.report_order({"train": 0, "test": 0}) == ["test", "train"]
+
+
+def test_metrics_of_a_subgroup_are_of_melanoma_at_the_threshold() -> None:
+    found = scoring.score_subgroup(LABELS, PROBABILITIES, 0.7, seed=0)
+    assert (found["n"], found["melanomas"]) == (4, 2)
+    assert found["metrics"] == {"auc": 1, "sensitivity": 0.5, "specificity": 1}
+    assert list(found["intervals"]["auc"]) == [1, 1]
+
+
+def test_masks_are_scored_on_originals_only(finished: Path) -> None:
+    store = reader(finished)
+    scored = scoring.score_masks(store, "train", seed=0)
+    count = pipeline.COUNTS["train"]  # the originals come before their copies
+    masks, predicted = store.load("masks", split="train"), store.load("predicted", split="train")
+    assert scored["n"] == count < len(masks)
+    expected = segmentation.per_image(masks[:count], predicted[:count])
+    assert scored["metrics"] == pytest.approx({name: values.mean() for name, values in expected.items()})
+    for name, (low, high) in scored["intervals"].items():
+        assert low <= scored["metrics"][name] <= high
+
+
+@pytest.mark.usefixtures("logging_restored")
+def test_other_systems_are_evaluated_beside_the_classifier(
+    own_chain: Path, noise: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    graphics = own_chain / "graphics"
+    pipeline.run(contract.EVALUATION, own_chain)
+    before = {split: (graphics / f"roc_{split}.png").read_bytes() for split in ("val", "test")}
+    own = graphics / "predictions_test.csv"
+    copy = own.rename(own.with_name("copy.csv"))
+    assert exit_code(monkeypatch, contract.EVALUATION, *places(own_chain), "--predictions", str(copy), str(noise)) == 0
+    systems = json.loads((graphics / "metrics.json").read_text())["systems"]
+    assert list(systems) == [BACKBONE, "copy", "noise"]
+    aucs = {name: system["splits"]["test"]["metrics"]["melanoma auc"] for name, system in systems.items()}
+    assert aucs["copy"] == pytest.approx(aucs[BACKBONE]) and aucs["noise"] != aucs["copy"]
+    assert set(systems["copy"]["splits"]) == {"test"}
+    assert systems["copy"]["thresholds"]["melanoma"] == {"0.5": 0.5}
+    changed = {split: (graphics / f"roc_{split}.png").read_bytes() != before[split] for split in before}
+    assert changed == {"val": False, "test": True}
+    printed = capsys.readouterr().out
+    titles = [line for line in printed.splitlines() if ", n = " in line]
+    count = pipeline.COUNTS["test"]
+    assert titles[:3] == [
+        f"Test, n = {count}: {BACKBONE}",
+        f"Validation, n = {pipeline.COUNTS['val']}: {BACKBONE}",
+        f"Test, n = {count}: copy",
+    ]
+
+
+@pytest.mark.usefixtures("logging_restored")
+def test_submitted_systems_are_evaluated_without_a_classifier(
+    own_chain: Path, noise: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = reader(own_chain)
+    for split in SPLITS:
+        store.remove("probabilities", split=split)
+    assert exit_code(monkeypatch, contract.EVALUATION, *places(own_chain), "--predictions", str(noise)) == 0
+    assert list(json.loads((own_chain / "graphics" / "metrics.json").read_text())["systems"]) == ["noise"]
+    assert (own_chain / "graphics" / "roc_test.png").is_file()
+    assert not (own_chain / "graphics" / "roc_val.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--predictions", "{noise}", "{noise}"), "have the same name"),
+        (("--predictions", "{graphics}/" + f"{BACKBONE}.csv"), "name of this pipeline's classifier"),
+        (("--predictions", "{graphics}/predictions_val.csv"), "this run replaces"),
+    ],
+)
+def test_ambiguous_systems_are_refused_and_nothing_is_removed(
+    flags: tuple[str, ...], message: str, own_chain: Path, noise: Path
+) -> None:
+    graphics = own_chain / "graphics"
+    (graphics / f"{BACKBONE}.csv").write_bytes((graphics / "predictions_val.csv").read_bytes())
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in graphics.iterdir())
+    with pytest.raises(InputError, match=message):
+        pipeline.run(contract.EVALUATION, own_chain, *(flag.format(graphics=graphics, noise=noise) for flag in flags))
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in graphics.iterdir()) == before
+
+
+def test_stale_classifier_is_left_out(own_chain: Path, noise: Path) -> None:
+    pipeline.run(contract.ROI, own_chain, "--roi", "full")
+    with pytest.raises(StageError):
+        pipeline.run(contract.EVALUATION, own_chain)
+    pipeline.run(contract.EVALUATION, own_chain, "--predictions", str(noise))
+    assert list(json.loads((own_chain / "graphics" / "metrics.json").read_text())["systems"]) == ["noise"]
+    assert not (own_chain / "graphics" / "MODEL_CARD.md").exists()  # it would describe the stale classifier
+
+
+def test_limit_applies_to_submitted_predictions(own_chain: Path, noise: Path) -> None:
+    pipeline.run(contract.EVALUATION, own_chain, "--limit", "6", "--predictions", str(noise))
+    systems = json.loads((own_chain / "graphics" / "metrics.json").read_text())["systems"]
+    assert {system["splits"]["test"]["n"] for system in systems.values()} == {6}

@@ -1,0 +1,93 @@
+"""Probabilities of every split, and their calibration."""
+
+from pathlib import Path
+from typing import Any
+
+from melanoma.artifacts import contract
+from melanoma.artifacts.store import Store
+from melanoma.dataset.splits import COPY_SUFFIX
+from melanoma.errors import StageError
+from melanoma.inference import calibration, classify
+
+import numpy as np
+import pytest
+
+IDS = {
+    "train": ["a", "b", "c", "d", f"b{COPY_SUFFIX}1", f"d{COPY_SUFFIX}1"],
+    "val": ["e", "f", "g"],
+    "test": ["h", "i"],
+}
+LABELS = {"train": [0, 1, 2, 0, 1, 0], "val": [0, 1, 2]}
+FOLDS = np.array([0, 1, 0, 1, 1, 1])  # of the rows of train
+
+
+class FakeEnsemble:
+    """The brightness of an image is its probability of melanoma."""
+
+    def __init__(self) -> None:
+        self.out_of_fold: list[np.ndarray | None] = []
+
+    def probabilities(
+        self, images: np.ndarray, batch_size: int, label: str, out_of_fold: np.ndarray | None = None
+    ) -> tuple[np.ndarray, str]:
+        self.out_of_fold.append(out_of_fold)
+        melanoma = images[:, 0, 0, 0].astype(np.float32) / 100
+        return np.stack([0.9 - melanoma, melanoma, np.full_like(melanoma, 0.1)], axis=1), f"engine {len(images) > 3}"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """The image of row n has brightness 10 (n + 1), except for copies, which are black."""
+    for split, ids in IDS.items():
+        step1, step3 = Store(tmp_path, contract.PREPROCESSING, {}), Store(tmp_path, contract.ROI, {"roi": "crop"})
+        step1.save("ids", np.array(ids), split=split)
+        if split in LABELS:
+            step1.save("labels", np.array(LABELS[split], np.int8), split=split)
+        brightness = [0 if COPY_SUFFIX in name else 10 * (row + 1) for row, name in enumerate(ids)]
+        images = np.zeros((len(ids), 4, 4, 3), np.uint8) + np.array(brightness, np.uint8)[:, None, None, None]
+        step3.save("roi", images, split=split)
+    return Store(tmp_path, contract.CLASSIFIER, {})
+
+
+def predict(store: Store, out_of_fold: np.ndarray | None) -> tuple[dict[str, np.ndarray], FakeEnsemble]:
+    ensemble: Any = FakeEnsemble()
+    return classify.predict_splits(store, ensemble, 2, out_of_fold), ensemble
+
+
+def test_without_cross_validation_train_is_not_predicted(store: Store) -> None:
+    found, _ = predict(store, None)
+    assert found.keys() == {"val", "test"}
+    assert found["val"][:, 1] == pytest.approx([0.1, 0.2, 0.3])
+    assert store.settings["inference"] == "engine False"
+
+
+def test_augmented_copies_get_the_out_of_fold_probabilities_of_their_original(store: Store) -> None:
+    out_of_fold = FOLDS[:, None] == np.arange(2)
+    found, ensemble = predict(store, out_of_fold)
+    assert found["train"][:, 1] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.2, 0.4])
+    assert np.array_equal(ensemble.out_of_fold[0], out_of_fold[:4])
+    assert ensemble.out_of_fold[1:] == [None, None]
+    assert store.settings["inference"] == "engine False, engine True"
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_calibration_is_fitted_on_originals_of_train_if_they_were_predicted_or_else_on_validation(
+    split: str, store: Store
+) -> None:
+    found, _ = predict(store, FOLDS[:, None] == np.arange(2) if split == "train" else None)
+    rows = slice(4) if split == "train" else slice(3)
+    expected = calibration.fit(np.array(LABELS[split])[rows], found[split][rows])
+    assert classify.calibrate(store, found) == expected != calibration.IDENTITY
+
+
+def test_without_labels_probabilities_are_not_calibrated(store: Store) -> None:
+    found, _ = predict(store, None)
+    assert classify.calibrate(store, {"test": found["test"]}) == calibration.IDENTITY
+
+
+def test_regions_of_interest_of_all_splits_must_be_made_with_the_same_flag(store: Store) -> None:
+    assert classify.region_of_interest(store) == "crop"
+    other = Store(store.data, contract.ROI, {"roi": "mask"})
+    other.save("roi", np.array(other.load("roi", split="val")), split="val")
+    with pytest.raises(StageError, match=rf"splits differ in --roi \(crop, mask\): run {contract.ROI}"):
+        classify.region_of_interest(store)

@@ -1,0 +1,42 @@
+"""A backbone of three layers, for tests that are not about a real one."""
+
+from typing import Any
+
+from melanoma.models import backbones
+
+import keras
+from keras import layers
+
+NAME = "toy"
+FEATURES = 8
+
+
+def toy(
+    include_top: bool = False,
+    weights: str | None = None,
+    input_shape: tuple[int, int, int] = (32, 32, 3),
+    pooling: str | None = None,
+) -> keras.Model:
+    """Has the signature of a model of `keras.applications`."""
+    if weights:
+        raise ValueError("the toy backbone has no pretrained weights")
+    inputs = keras.Input(input_shape)
+    x = layers.Conv2D(FEATURES, 3, strides=4, padding="same", use_bias=False, name="conv")(inputs)
+    x = layers.BatchNormalization(name="norm")(x)
+    x = layers.ReLU(name="relu")(x)
+    outputs = layers.GlobalAveragePooling2D(name="pool")(x) if pooling else x
+    return keras.Model(inputs, outputs, name=NAME)
+
+
+def preprocess(images: keras.KerasTensor) -> keras.KerasTensor:
+    return images / 127.5 - 1.0
+
+
+def register() -> None:
+    """Makes `--backbone toy` available in this process."""
+    original = backbones.applications
+
+    def applications() -> dict[str, Any]:
+        return original() | {NAME: backbones.Application(toy, preprocess)}
+
+    backbones.applications = applications

@@ -1,0 +1,164 @@
+"""What happens around every epoch: NaN checks, saved states, and trainings that continue after an interruption."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from melanoma.dataset.batches import Batches
+from melanoma.errors import InputError
+from melanoma.training import callbacks
+from melanoma.training.callbacks import CheckpointCallback
+
+import keras
+import numpy as np
+import pytest
+import toy_training
+from toy_training import dense, dropout, regression
+
+# ------------------------------------------------------------------------------------------------------- NaN and infinity
+
+
+class CountingBatches(Batches):
+    """Counts the batches that are read, and gives NaN targets from an epoch on."""
+
+    reads = 0
+    first_bad_epoch = math.inf  # training starts with 1: Keras ends an epoch before the first one
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
+        self.reads += 1
+        inputs, targets = super().__getitem__(index)
+        return inputs, targets * np.float32(math.nan) if self.epoch >= self.first_bad_epoch else targets
+
+
+def counting(batches: Batches, first_bad_epoch: float = math.inf) -> CountingBatches:
+    counted = CountingBatches(batches.inputs, batches.targets, batches.batch_size, batches.options)
+    counted.first_bad_epoch = first_bad_epoch
+    return counted
+
+
+def test_nan_loss_stops_training_and_the_last_good_state_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nan in epoch 2: .*lower --learning-rate; the state .*state\.npz"):
+        toy_training.fit(dense(), counting(regression(4, seed=0), first_bad_epoch=2), tmp_path)
+    state = toy_training.checkpoint(tmp_path, epochs=3).load()
+    assert state and len(state.seconds) == 1 and not state.finished
+    assert all(np.isfinite(value).all() for value in (*state.variables, *state.best))
+
+
+def test_nan_loss_is_noticed_within_a_long_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callbacks, "BATCHES_BETWEEN_CHECKS", 2)
+    batches = counting(regression(1), first_bad_epoch=0)
+    with pytest.raises(InputError, match="nan in epoch 1"):
+        toy_training.fit(dense(), batches, tmp_path)
+    assert batches.reads < len(batches)
+
+
+def test_nan_weight_stops_training_even_if_the_loss_is_finite(tmp_path: Path) -> None:
+    class Broken(keras.layers.Layer):
+        """Its weight becomes NaN and does not affect the output."""
+
+        def build(self, shape: tuple[int, ...]) -> None:
+            self.count = self.add_weight(shape=(), initializer="zeros", trainable=False)
+
+        def call(self, x: keras.KerasTensor) -> keras.KerasTensor:
+            self.count.assign(math.nan)
+            return x
+
+    inputs = keras.Input((3,))
+    model = keras.Model(inputs, Broken()(keras.layers.Dense(2)(inputs)))
+    with pytest.raises(InputError, match="nan in epoch 1"):
+        toy_training.fit(model, regression(4), tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------- interrupted trainings
+
+
+def fit_until_interrupted(epoch: int, *arguments: Any, **changes: Any) -> None:
+    """Fits until Ctrl-C in the second batch of an epoch, counted from 1."""
+
+    def interrupt(callback: CheckpointCallback, batch: int, logs: dict[str, float] | None = None) -> None:
+        if len(callback.seconds) == epoch - 1 and batch == 1:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CheckpointCallback, "on_train_batch_end", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            toy_training.fit(*arguments, **changes)
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_resumed_training_ends_with_exactly_the_weights_of_an_uninterrupted_one(ema: float, tmp_path: Path) -> None:
+    model, settings = dropout(), {"epochs": 5, "ema": ema}
+    uninterrupted = toy_training.fit(model, regression(4, seed=3), tmp_path / "uninterrupted", **settings)
+    for epoch in (1, 4):
+        folder = tmp_path / str(epoch)
+        fit_until_interrupted(epoch, dropout(), regression(4, seed=3), folder, **settings)
+        resumed_model = dropout()
+        resumed = toy_training.fit(resumed_model, regression(4, seed=3), folder, **settings)
+        assert resumed.history == uninterrupted.history and resumed.best_epoch == uninterrupted.best_epoch
+        assert len(resumed.seconds) == 5
+        assert toy_training.same_weights(resumed_model, model)
+
+
+def test_interruption_between_epochs_repeats_only_the_epoch_that_was_not_captured(tmp_path: Path) -> None:
+    on_epoch_end = CheckpointCallback.on_epoch_end
+
+    def interrupt(callback: CheckpointCallback, epoch: int, logs: dict[str, float] | None = None) -> None:
+        on_epoch_end(callback, epoch, logs)
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    model, resumed_model = dropout(), dropout()
+    uninterrupted = toy_training.fit(model, regression(4, seed=3), tmp_path / "uninterrupted", epochs=4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CheckpointCallback, "on_epoch_end", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            toy_training.fit(dropout(), regression(4, seed=3), tmp_path, epochs=4)
+    state = toy_training.checkpoint(tmp_path, epochs=4).load()
+    assert state and len(state.seconds) == len(state.history["loss"]) == 2
+    resumed = toy_training.fit(resumed_model, regression(4, seed=3), tmp_path, epochs=4)
+    assert resumed.history == uninterrupted.history
+    assert toy_training.same_weights(resumed_model, model)
+
+
+def test_patience_counts_the_epochs_before_an_interruption(tmp_path: Path) -> None:
+    """The loss rises in every epoch: the learning rate is far too high."""
+    settings = {"epochs": 100, "learning_rate": 100.0, "patience": 3}
+    uninterrupted = toy_training.fit(dense(), regression(2, seed=0), tmp_path / "uninterrupted", **settings)
+    assert 4 <= len(uninterrupted.seconds) < 9
+    fit_until_interrupted(len(uninterrupted.seconds), dense(), regression(2, seed=0), tmp_path, **settings)
+    resumed = toy_training.fit(dense(), regression(2, seed=0), tmp_path, **settings)
+    assert resumed.history == uninterrupted.history
+
+
+def test_finished_training_is_not_repeated(tmp_path: Path) -> None:
+    first_model, second_model = dropout(), dropout()
+    first = toy_training.fit(first_model, regression(4, seed=3), tmp_path)
+    batches = counting(regression(4, seed=3))
+    second = toy_training.fit(second_model, batches, tmp_path)
+    assert second == first and batches.reads == 0
+    assert toy_training.same_weights(first_model, second_model)
+
+
+def test_next_training_does_not_depend_on_whether_the_first_was_resumed(tmp_path: Path) -> None:
+    models = []
+    for run in range(2):  # in the second run, the first of two trainings is already finished
+        models.append(dropout())
+        toy_training.fit(models[run], regression(4, seed=3), tmp_path / "first")
+        toy_training.fit(models[run], regression(4, seed=4), tmp_path / f"second{run}")
+    assert toy_training.same_weights(*models)
+
+
+def test_states_are_saved_and_curves_drawn_during_training_but_not_every_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[int] = []
+
+    def draw(history: dict[str, list[float]], seconds: list[float], best_epoch: int) -> None:
+        drawn.append(len(seconds))
+
+    monkeypatch.setattr(callbacks, "SECONDS_BETWEEN_SAVES", 3600)
+    toy_training.fit(dense(), regression(4), tmp_path / "seldom", draw=draw)
+    assert drawn == [3]
+    monkeypatch.setattr(callbacks, "SECONDS_BETWEEN_SAVES", 0)
+    toy_training.fit(dense(), regression(4), tmp_path / "often", draw=draw)
+    assert drawn == [3, 1, 2, 3]
