@@ -1,6 +1,6 @@
 """Step 1 of 5: converts images, masks and labels to arrays; adds augmented copies of melanoma and seborrheic keratosis.
 
-Reads   --source, the official ISIC 2017 folders and CSVs (docs/data.md)
+Reads   --source, a folder in the official ISIC 2017 layout
 Writes  data/arrays/{train,val,test}_ids.npy      str (N,)
         data/arrays/{train,val,test}_images.npy   uint8 (N, S, S, 3)
         data/arrays/{train,val,test}_masks.npy    uint8 (N, S, S, 1), {0, 1}; if the split has masks
@@ -52,7 +52,9 @@ def build_parser() -> argparse.ArgumentParser:
         default=COPIES,
         help="enlarge melanoma and keratosis in train to this many times their number; 1: no augmented copies",
     )
-    parser.add_argument("--check", action="store_true", help="read and check only; write no arrays")
+    parser.add_argument(
+        "--check", action="store_true", help="read and check only; what was read is kept for the next run"
+    )
     parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be used")
     parser.add_argument("--keep-duplicates", action="store_true", help="leave no duplicates out of train")
     parser.add_argument("--strict", action="store_true", help="stop at warnings")

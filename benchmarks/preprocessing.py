@@ -33,7 +33,7 @@ from PIL import Image
 
 SIZE = 256  # pixels: side of the arrays
 SLOW_IMAGES = 22  # for the method that takes seconds per image
-SAMPLING_INTERVAL = 0.02  # seconds between two measurements of memory
+SAMPLING_INTERVAL = 0.1  # seconds between two measurements of memory; psutil scans all processes each time
 STEP_1, STEP_1_COPIES, STEP_1_TWO_JOBS = "step 1, 1 job", "step 1, 1 job, 2 copies", "step 1, 2 jobs"
 OF_2018, OF_2018_NO_COPIES, SCIKIT_IMAGE = "2018", "2018, no copies", "scikit-image"
 DECODING = "decoding only"

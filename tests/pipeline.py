@@ -25,6 +25,7 @@ SIZE = 32  # pixels
 COUNTS = {"train": 24, "val": 12, "test": 12}
 
 toy.register()
+toy.shrink_segnet()
 
 
 def module(script: str) -> ModuleType:

@@ -17,6 +17,7 @@ import time
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from melanoma.cli import run as cli
 from melanoma.dataset.batches import Batches, BatchOptions
@@ -33,7 +34,7 @@ ROWS = {"train": 81, "val": 11}  # with batches of 8, the last ones have one row
 EPOCHS = 4
 
 
-def start(runs: list[list[Any]], **environment: str) -> subprocess.Popen:
+def start(runs: list[Any], **environment: str) -> subprocess.Popen:
     """Starts a process for the runs; paths among their arguments become text."""
     path = os.pathsep.join(map(str, (pipeline.ROOT, Path(__file__).parent)))
     return subprocess.Popen(
@@ -63,10 +64,9 @@ def scripts(folder: str, *steps: list[str]) -> None:
         np.savez(Path(folder) / f"fit{next(numbers)}_process{process}.npz", *model.get_weights())
         return result
 
-    loop.fit = fit
-    for script, *flags in steps:
-        pipeline.run(script, Path(folder), *flags)
-    loop.fit = original
+    with mock.patch.object(loop, "fit", fit):
+        for script, *flags in steps:
+            pipeline.run(script, Path(folder), *flags)
 
 
 def command(script: str, *flags: str) -> None:
@@ -88,7 +88,8 @@ def predict(folder: str, out: str) -> None:
     segmenter = segmentation.build(segmentation.Design(**design), pipeline.SIZE)
     backbones.load_weights(segmenter, store.check("segnet_weights", member=""))
     models = {"lesion": segmenter, "classes": ensemble.classifiers[0].model}
-    np.savez(out, **{name: np.asarray(model.predict_on_batch(images)) for name, model in models.items()})
+    outputs: dict[str, Any] = {name: model.predict_on_batch(images) for name, model in models.items()}
+    np.savez(out, **outputs)
 
 
 # ------------------------------------------------------------------------------------------------- a small training
@@ -162,10 +163,10 @@ def pause(training: str, epoch: int) -> None:
             time.sleep(3600)
 
     callbacks.SECONDS_BETWEEN_SAVES = 0
-    callbacks.CheckpointCallback.on_epoch_begin = on_epoch_begin
+    mock.patch.object(callbacks.CheckpointCallback, "on_epoch_begin", on_epoch_begin).start()
 
 
-def main(runs: list[list[Any]]) -> None:
+def main(runs: list[Any]) -> None:
     if place := os.environ.get(PAUSE_BEFORE):
         pause(place.split(" ")[0], int(place.split(" ")[1]))
     for name, *arguments in runs:

@@ -1,8 +1,8 @@
-"""A backbone of three layers, for tests that are not about a real one."""
+"""Small networks, for tests that are not about the real ones."""
 
 from typing import Any
 
-from melanoma.models import backbones
+from melanoma.models import backbones, segmentation
 
 import keras
 from keras import layers
@@ -40,3 +40,8 @@ def register() -> None:
         return original() | {NAME: backbones.Application(toy, preprocess)}
 
     backbones.applications = applications
+
+
+def shrink_segnet() -> None:
+    """Makes SegNet small, with its three stages, in this process."""
+    segmentation.ENCODER = ((4, 1), (8, 1), (8, 1))

@@ -1,1 +1,5 @@
-"""Commands for maintainers: the drawings of the networks, and packing of the weights in `pretrained/`."""
+"""Commands for maintainers, run as modules from the repository root: `python -m tools.schematics`.
+
+schematics         the diagrams of the networks in `graphics/`
+pack_pretrained    the networks in `pretrained/`
+"""

@@ -294,6 +294,10 @@ class Store:
         write_json(path, content)
         self._record(path, sha256(path), {})
 
+    def forget(self, name: str, **fields: str) -> None:
+        """Takes a loaded file out of the inputs of what is saved afterwards."""
+        self.inputs.pop(self._key(self.path(name, **fields)), None)
+
     def remove(self, name: str, **fields: str) -> None:
         """Deletes a file of an earlier run, if it exists."""
         path = self.path(name, **fields)

@@ -1,9 +1,8 @@
 """Runs a function in this process, in several processes on this machine, or on a cluster (Dask).
 
-Hand-written because the process pools of joblib and concurrent.futures share one pipe for all results: a worker that
-is killed while it writes leaves half a message there, and the pool waits for the rest forever. Here each worker has
-its own. Dask's client is used directly, not through joblib, whose Dask backend waits forever for work that kills its
-workers.
+Hand-written because joblib's processes share one pipe for their results: a worker that is killed while it writes leaves
+half a message there, and joblib waits for the rest forever. Here each worker has its own pipe. Dask's client is used
+directly because joblib's Dask backend waits forever for work that kills its workers.
 """
 
 import concurrent.futures

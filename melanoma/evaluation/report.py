@@ -137,6 +137,7 @@ def write(graphics: Path, metrics: dict[str, Any]) -> None:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     variables = content(graphics, metrics)
     for file in [PAGE] if variables["submitted"] else [PAGE, CARD]:

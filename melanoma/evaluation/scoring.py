@@ -150,8 +150,8 @@ def choose_thresholds(
     Args:
         name: of the system.
         probabilities: {split: float (N, 3)}.
-        labels: {split: int (N,)}; without those of the split, or if a class is absent or alone there, the threshold is
-            the challenge's.
+        labels: {split: int (N,)}; without labels of the split, or if all or none of them are of a class, its threshold
+            is the challenge's.
         submitted: see `System`.
     """
     thresholds, split = {}, "train" if "train" in probabilities else "val"

@@ -27,12 +27,12 @@ class Value:
 
     @property
     def number(self) -> str:
-        """The value alone."""
+        """The value without interval."""
         return "undefined" if self.value is None else f"{self.value:.3f}"
 
     @property
     def bounds(self) -> str:
-        """The interval alone, as short as possible."""
+        """The interval, as short as possible; "" if there is none."""
         return f"{self.interval[0]:.3f}-{self.interval[1]:.3f}" if self.interval else ""
 
     def __str__(self) -> str:

@@ -113,9 +113,8 @@ def auc(truth: np.ndarray, score: np.ndarray) -> float | None:
     Returns:
         Fraction in [0, 1]; None if there is no positive or no negative.
     """
-    return weighted.on_data(lambda weights: {"auc": weighted.auc(weighted.rank(truth, score, weights))}, len(truth))[
-        "auc"
-    ]
+    ranking = weighted.rank(truth, score, np.ones((1, len(truth)), int))
+    return weighted.or_none(weighted.auc(ranking)[0])
 
 
 def average_precision(truth: np.ndarray, score: np.ndarray) -> float | None:

@@ -59,14 +59,13 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 def with_fused_batchnorm(model: keras.Model) -> keras.Model:
-    """Copies a functional model; its batch normalisation layers become `BatchNormalization` of this module.
+    """Copies a model of `keras.applications`, with `BatchNormalization` of this module in place of Keras'.
 
     Args:
-        model: built, functional; not modified, and no layer of it is in the copy.
+        model: functional, with weights; not modified, and shares no layer with the copy.
 
     Returns:
-        Model with the same layer names, settings, trainable flags, and weights in the same order. A weight file of
-        one fits the other.
+        Model with the same layer settings, and the same weights in the same order. A weight file of one fits the other.
     """
 
     def copy_layer(layer: keras.Layer) -> keras.Layer:

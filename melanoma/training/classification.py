@@ -144,6 +144,8 @@ class ClassifierTrainer:
                     store.settings["inference"] = blocks.inference.name
             self.devices.wait()
             features[split] = np.array(store.load("features", split=split, backbone=backbone))
+            # No input of the networks: with random weights the next seed replaces them, which makes no network stale.
+            store.forget("features", split=split, backbone=backbone)
         return features
 
     def _fit(

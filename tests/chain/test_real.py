@@ -35,7 +35,7 @@ needs_weights = pytest.mark.skipif(not WEIGHTS.is_file(), reason=f"{WEIGHTS} is 
 
 @needs_photographs
 def test_official_splits_have_their_numbers() -> None:
-    splits = isic.read_source(PHOTOGRAPHS)
+    splits = isic.read_source(PHOTOGRAPHS).records
     counts = {split: np.bincount([record.label or 0 for record in records]) for split, records in splits.items()}
     assert counts["train"].tolist() == [1372, 374, 254]
     assert counts["val"].tolist() == [78, 30, 42]
@@ -87,7 +87,7 @@ def test_fast_decoding_stays_near_full_decoding(size: int) -> None:
 
 @needs_photographs
 def test_duplicates_of_the_challenge_are_found(tmp_path: Path) -> None:
-    splits = isic.read_source(PHOTOGRAPHS)
+    splits = isic.read_source(PHOTOGRAPHS).records
     records = splits["train"] + splits["val"]
     with Workers(None) as workers, Cache(tmp_path, 64) as cache:
         cache.read(records, workers)

@@ -115,7 +115,7 @@ def test_finished_chain_has_every_file_of_the_contract(finished: Path, name: str
 
 
 def test_minorities_are_enlarged_in_train_alone(finished: Path, source: Path) -> None:
-    store, splits = reader(finished), isic.read_source(source)
+    store, splits = reader(finished), isic.read_source(source).records
     for split, records in splits.items():
         originals = np.bincount([record.label or 0 for record in records], minlength=3)
         factors = (1, 3.5, 3.5) if split == "train" else (1, 1, 1)
@@ -266,7 +266,7 @@ def test_source_without_photographs_is_bad_input(
 ) -> None:
     flags = (*places(tmp_path), "--source", str(tmp_path / "nowhere"))
     assert exit_code(monkeypatch, contract.PREPROCESSING, *flags) == 2
-    assert "nowhere: no photographs here" in capsys.readouterr().err
+    assert "nowhere: no images found" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("logging_restored")
@@ -378,7 +378,7 @@ def test_division_of_2018_becomes_arrays(source: Path, tmp_path: Path) -> None:
     store = reader(tmp_path)
     ids = [name for split in SPLITS for name in store.load("ids", split=split).tolist()]
     assert len(ids) == len(set(ids)) == sum(pipeline.COUNTS.values())
-    expected = divide_2018(isic.read_source(source), 0)
+    expected = divide_2018(isic.read_source(source).records, 0)
     for split in SPLITS:
         assert set(store.load("ids", split=split).tolist()) == {record.id for record in expected[split]}
 

@@ -1,19 +1,22 @@
-"""Random variants: image and mask stay together, and the copies are counted."""
+"""Random augmentation keeps image and mask aligned; flips and quarter turns can be undone."""
 
 from collections.abc import Callable
 
 from melanoma.dataset import augment
-from melanoma.dataset.splits import rows_to_copy
 
 import numpy as np
 import pytest
 
 SIZE = 64
-DARK, BRIGHT, BETWEEN = 40, 230, 120  # marker and ground stay on their sides of BETWEEN under every change of colour
+DARK, BRIGHT, BETWEEN = 40, 230, 120  # no change of colour moves background or marker across BETWEEN
 IDENTITY = np.array([[1.0, 0, 0], [0, 1, 0]])
 MIRROR = np.array([[-1.0, 0, SIZE], [0, 1, 0]])
 QUARTER_TURN = np.array([[0.0, 1, 0], [-1, 0, SIZE]])  # result (x, y) comes from image (y, SIZE - x)
 INNER = np.s_[2:-2, 2:-2]  # without the trimmed edge
+
+
+def rng(seed: int | list[int]) -> np.random.Generator:
+    return np.random.default_rng(seed)
 
 
 def marker() -> tuple[np.ndarray, np.ndarray]:
@@ -24,54 +27,60 @@ def marker() -> tuple[np.ndarray, np.ndarray]:
     return np.where(mask, BRIGHT, DARK).repeat(3, axis=2).astype(np.uint8), mask
 
 
-def overlap(image: np.ndarray, mask: np.ndarray) -> float:
-    bright, inside = image.mean(axis=2) > BETWEEN, mask[..., 0] == 1
-    return float((bright & inside).sum() / (bright | inside).sum())
+def augmented_marker(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    image, mask = augment.augment(marker()[0], rng(seed), marker()[1])
+    assert mask is not None
+    return image, mask
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_marker_and_mask_stay_aligned(seed: int) -> None:
-    image, mask = augment.augment(marker()[0], np.random.default_rng(seed), marker()[1])
-    assert mask is not None
-    assert overlap(image, mask) > 0.9
-    assert 150 < mask.sum() < 1500  # 420 pixels, zoomed, in part mirrored at the edge
+def test_image_and_mask_stay_aligned(seed: int) -> None:
+    image, mask = augmented_marker(seed)
+    bright, inside = image.mean(axis=2) > BETWEEN, mask[..., 0] == 1
+    assert (bright & inside).sum() / (bright | inside).sum() > 0.9
+    assert 150 < mask.sum() < 1500  # 420 pixels, zoomed, partly reflected at the edge
 
 
-def test_variant_keeps_shape_dtype_and_binary_mask() -> None:
+def test_augmentation_keeps_shapes_dtypes_and_binary_masks() -> None:
     for seed in range(20):
-        image, mask = augment.augment(marker()[0], np.random.default_rng(seed), marker()[1])
-        assert mask is not None
+        image, mask = augmented_marker(seed)
         assert image.shape == (SIZE, SIZE, 3) and image.dtype == np.uint8
         assert mask.shape == (SIZE, SIZE, 1) and mask.dtype == np.uint8
         assert set(np.unique(mask)) == {0, 1}
 
 
-def test_variants_differ_in_place_and_in_colour() -> None:
-    image, mask = marker()
-    variants = [augment.augment(image, np.random.default_rng(seed), mask) for seed in range(20)]
-    places = {variant.tobytes() for _, variant in variants if variant is not None}
-    colours = {tuple(np.median(variant.reshape(-1, 3), axis=0)) for variant, _ in variants}
-    assert len(places) == 20 and len(colours) > 15
+def test_augmented_images_differ_in_geometry_and_colour() -> None:
+    results = [augmented_marker(seed) for seed in range(20)]
+    geometries = {mask.tobytes() for _, mask in results}
+    colours = {tuple(np.median(image.reshape(-1, 3), axis=0)) for image, _ in results}
+    assert len(geometries) == 20 and len(colours) > 15
 
 
-def test_same_generator_gives_the_same_variant() -> None:
+def test_augmentation_depends_on_the_generator_only() -> None:
     image, mask = marker()
-    first, again, other = (augment.augment(image, np.random.default_rng([7, copy]), mask) for copy in (1, 1, 2))
+    first, again, other = (augment.augment(image, rng([7, copy]), mask) for copy in (1, 1, 2))
     assert first[1] is not None and again[1] is not None
     assert np.array_equal(first[0], again[0]) and np.array_equal(first[1], again[1])
     assert not np.array_equal(first[0], other[0])
 
 
-def test_mask_or_none_makes_no_difference_to_the_image() -> None:
+def test_augmented_copy_depends_on_its_seed() -> None:
     image, mask = marker()
-    alone, none = augment.augment(image, np.random.default_rng(5))
-    assert none is None
-    assert np.array_equal(alone, augment.augment(image, np.random.default_rng(5), mask)[0])
+    found, expected = augment.augment_copy(((image, mask), [7, 1])), augment.augment(image, rng([7, 1]), mask)
+    assert found[1] is not None and expected[1] is not None
+    assert np.array_equal(found[0], expected[0]) and np.array_equal(found[1], expected[1])
 
 
-def test_originals_are_not_modified() -> None:
+def test_image_is_augmented_equally_without_a_mask() -> None:
     image, mask = marker()
-    augment.augment(image, np.random.default_rng(0), mask)
+    augmented, no_mask = augment.augment(image, rng(5))
+    assert no_mask is None
+    assert np.array_equal(augmented, augment.augment(image, rng(5), mask)[0])
+
+
+def test_inputs_are_not_modified() -> None:
+    image, mask = marker()
+    augment.augment(image, rng(0), mask)
     assert np.array_equal(image, marker()[0]) and np.array_equal(mask, marker()[1])
 
 
@@ -79,12 +88,12 @@ def test_black_stays_black() -> None:
     image, mask = marker()
     image = image * mask
     for seed in range(50):
-        assert not augment.random_colour(image, np.random.default_rng(seed))[mask[..., 0] == 0].any()
+        assert not augment.random_colour(image, rng(seed))[mask[..., 0] == 0].any()
 
 
-def test_colour_changes_stay_within_their_range() -> None:
+def test_brightness_stays_within_its_range() -> None:
     grey = np.full((4, 4, 3), 128, np.uint8)
-    means = [augment.random_colour(grey, np.random.default_rng(seed)).mean() for seed in range(200)]
+    means = [augment.random_colour(grey, rng(seed)).mean() for seed in range(200)]
     assert 70 < min(means) < 105 and 150 < max(means) < 190
 
 
@@ -95,38 +104,31 @@ def test_colour_changes_stay_within_their_range() -> None:
 )
 def test_warp_by_a_known_geometry_is_exact(geometry: np.ndarray, expected: Callable[[np.ndarray], np.ndarray]) -> None:
     for channels in (1, 3, 4):
-        image = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, channels), np.uint8)
+        image = rng(0).integers(0, 256, (SIZE, SIZE, channels), np.uint8)
         assert np.array_equal(augment.warp(image, geometry)[INNER], expected(image)[INNER])
 
 
-def test_what_comes_from_outside_the_frame_is_reflected() -> None:
+def test_areas_outside_the_frame_are_filled_by_reflection() -> None:
     image = np.full((SIZE, SIZE, 3), 200, np.uint8)
     for seed in range(30):
-        warped = augment.warp(image, augment.random_geometry(np.random.default_rng(seed), SIZE))
-        assert (warped == 200).all()
+        assert (augment.warp(image, augment.random_geometry(rng(seed), SIZE)) == 200).all()
 
 
 def test_zoom_stays_within_its_range() -> None:
-    areas = [
-        abs(np.linalg.det(augment.random_geometry(np.random.default_rng(seed), SIZE)[:, :2])) for seed in range(200)
-    ]
+    areas = [abs(np.linalg.det(augment.random_geometry(rng(seed), SIZE)[:, :2])) for seed in range(200)]
     assert 1 / 1.15**2 <= min(areas) < 0.85 and 1.25 < max(areas) <= 1 / 0.85**2
 
 
-@pytest.mark.parametrize(("count", "expected"), [(1, 4), (2, 7), (3, 10), (10, 35), (254, 889), (374, 1309)])
-def test_minorities_come_out_three_and_a_half_times_as_many(count: int, expected: int) -> None:
-    labels = np.repeat([0, 1, 2], [50, count, 2])
-    rows = rows_to_copy(labels, (1,), 3.5)
-    assert count + len(rows) == expected
-    assert set(labels[rows]) == {1}
+@pytest.mark.parametrize("view", range(augment.VIEWS))
+@pytest.mark.parametrize(("shape", "axes"), [((2, 8, 8, 3), (1, 2)), ((2, 8, 8), (-2, -1))])
+def test_flips_and_quarter_turns_are_undone(shape: tuple[int, ...], axes: tuple[int, int], view: int) -> None:
+    images = rng(0).integers(0, 256, shape, np.uint8)
+    rotated = augment.flip_rotate(images, view, axes)
+    assert np.array_equal(augment.undo_flip_rotate(rotated, view, axes), images)
 
 
-def test_originals_take_turns_in_being_copied() -> None:
-    labels = np.array([0, 1, 2, 1, 0])
-    rows = rows_to_copy(labels, (1, 2), 3.5)
-    assert np.bincount(rows, minlength=5).tolist() == [0, 3, 3, 2, 0]
-
-
-def test_no_copies_at_factor_one_or_of_an_absent_class() -> None:
-    assert rows_to_copy(np.array([0, 1, 2]), (1, 2), 1.0) == []
-    assert rows_to_copy(np.array([0, 0]), (1, 2), 3.5) == []
+def test_flips_and_quarter_turns_are_all_different_and_the_first_is_the_image() -> None:
+    image = rng(0).integers(0, 256, (8, 8, 3), np.uint8)
+    views = [augment.flip_rotate(image, view, (0, 1)) for view in range(augment.VIEWS)]
+    assert len({view.tobytes() for view in views}) == 8
+    assert np.array_equal(views[0], image)

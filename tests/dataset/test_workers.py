@@ -189,7 +189,6 @@ def no_client_left() -> None:
     gc.collect()
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("no_client_left")
 @pytest.mark.parametrize("address", ["tls://127.0.0.1:1", "nonsense", "unused port"])
 def test_address_without_a_scheduler_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,11 +39,11 @@ def test_systems_without_a_common_split_are_refused(tmp_path: Path) -> None:
 
 def test_script_compares_and_leaves_other_results_unchanged(own_chain: Path, tmp_path: Path) -> None:
     graphics = own_chain / "graphics"
-    before, own = (graphics / "metrics.json").read_bytes(), graphics / "predictions_test.csv"
+    before, submitted = (graphics / "metrics.json").read_bytes(), graphics / "predictions_test.csv"
     reversed_values = tmp_path / "reversed.csv"
-    ids, values = zip(*(line.split(",", 1) for line in own.read_text().splitlines()[1:]), strict=True)
+    ids, values = zip(*(line.split(",", 1) for line in submitted.read_text().splitlines()[1:]), strict=True)
     reversed_values.write_text("\n".join(map(",".join, zip(ids, reversed(values), strict=True))))
-    pipeline.run(contract.EVALUATION, own_chain, "--compare", str(own), str(reversed_values))
+    pipeline.run(contract.EVALUATION, own_chain, "--compare", str(submitted), str(reversed_values))
     assert (graphics / "metrics.json").read_bytes() == before
     found = json.loads((graphics / "comparison.json").read_text())
     aucs = json.loads(before)["systems"][BACKBONE]["splits"]["test"]["metrics"]

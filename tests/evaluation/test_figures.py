@@ -87,3 +87,12 @@ def test_file_that_the_run_reads_is_not_removed(tmp_path: Path) -> None:
 def test_finished_chain_has_figures_with_content(finished: Path, name: str) -> None:
     with Image.open(finished / "graphics" / f"{name}.png") as image:
         assert np.asarray(image.convert("L")).std() > 5
+
+
+def test_curves_of_networks_that_are_gone_are_removed(tmp_path: Path) -> None:
+    kept = ["toy_full_curves.png", "toyv2_full_curves.png", "toy_mine_curves.png", "roc_val.png"]
+    removed = ["toy_head_curves.png", "toy_full_fold2_seed1_history.csv", "toy_curves.png"]
+    for name in kept + removed:
+        (tmp_path / name).write_bytes(b"")
+    figures.remove_curves(tmp_path, "toy", {"toy_full"})
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)

@@ -111,3 +111,10 @@ def test_script_runs_the_occlusion_test_and_removes_its_figures_next_time(own_ch
                 assert np.asarray(shown.convert("L")).std() > 5
     pipeline.run(contract.EVALUATION, own_chain)
     assert not list(graphics.glob("occlusion_*")) + list(graphics.glob("gradcam_*"))
+
+
+def test_split_without_usable_masks_is_skipped(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(occlusion, "rows_with_lesion", lambda *_: np.zeros(0, int))
+    labels = {split: np.array(pipeline.reader(finished).load("labels", split=split)) for split in ("val", "test")}
+    assert occlusion.evaluate(pipeline.reader(finished), pipeline.BACKBONE, labels, tmp_path, 0) == {}
+    assert list(tmp_path.iterdir()) == []

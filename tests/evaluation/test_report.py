@@ -106,6 +106,7 @@ def test_card_says_what_the_model_is_for_and_how_it_decides(finished: Path, card
 
 
 def test_synthetic_run_says_so_first_and_does_not_name_the_challenge(metrics: dict[str, Any], tmp_path: Path) -> None:
+    assert report.is_synthetic(report.made_with(metrics))  # as segmentation_01_preprocessing.py recorded it
     page, card = rewrite(metrics, True, tmp_path)
     assert card.splitlines()[0] == f"**{report.SYNTHETIC}**"
     assert page.index(report.SYNTHETIC) < page.index("<h1>")

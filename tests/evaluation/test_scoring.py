@@ -6,7 +6,7 @@ from pathlib import Path
 from melanoma.artifacts import contract
 from melanoma.classes import CLASSES, KERATOSIS, MELANOMA, SPLITS
 from melanoma.errors import InputError, StageError
-from melanoma.evaluation import scoring
+from melanoma.evaluation import report, scoring
 from melanoma.metrics import segmentation
 
 import numpy as np
@@ -112,6 +112,7 @@ def test_other_systems_are_evaluated_beside_the_classifier(
     changed = {split: (graphics / f"roc_{split}.png").read_bytes() != before[split] for split in before}
     assert changed == {"val": False, "test": True}
     printed = capsys.readouterr().out
+    assert report.SYNTHETIC in printed
     titles = [line for line in printed.splitlines() if ", n = " in line]
     count = pipeline.COUNTS["test"]
     assert titles[:3] == [

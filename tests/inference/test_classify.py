@@ -65,8 +65,9 @@ def test_augmented_copies_get_the_out_of_fold_probabilities_of_their_original(st
     out_of_fold = FOLDS[:, None] == np.arange(2)
     found, ensemble = predict(store, out_of_fold)
     assert found["train"][:, 1] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.2, 0.4])
-    assert np.array_equal(ensemble.out_of_fold[0], out_of_fold[:4])
-    assert ensemble.out_of_fold[1:] == [None, None]
+    of_train, *of_others = ensemble.out_of_fold
+    assert of_train is not None and np.array_equal(of_train, out_of_fold[:4])
+    assert of_others == [None, None]
     assert store.settings["inference"] == "engine False, engine True"
 
 

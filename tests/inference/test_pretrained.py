@@ -55,7 +55,7 @@ def test_segmentation_network_is_restored_from_its_description(folder: Path) -> 
 def test_classifier_is_restored_for_images_of_another_size(folder: Path) -> None:
     keras.utils.set_random_seed(0)
     one = classifier.build(BACKBONE, SIZE, backbones.NONE, None, input_size=8)
-    settings = {"backbone": BACKBONE, "scaling": None, "input_size": 8, "tta": False, "calibration": {}}
+    settings: dict[str, Any] = {"backbone": BACKBONE, "scaling": None, "input_size": 8, "tta": False, "calibration": {}}
     pack(folder, pretrained.CLASSIFIER, one.model, settings)
     restored, _ = pretrained.load_classifier(SIZE)
     found, _ = restored.probabilities(make_images(), 2, "images")

@@ -15,7 +15,7 @@ import pytest
 import toy_training
 from toy_training import dense, dropout, regression
 
-# ------------------------------------------------------------------------------------------------------- NaN and infinity
+# ----------------------------------------------------------------------------------------------------- NaN and infinity
 
 
 class CountingBatches(Batches):
@@ -69,7 +69,7 @@ def test_nan_weight_stops_training_even_if_the_loss_is_finite(tmp_path: Path) ->
         toy_training.fit(model, regression(4), tmp_path)
 
 
-# ------------------------------------------------------------------------------------------------- interrupted trainings
+# ----------------------------------------------------------------------------------------------- interrupted trainings
 
 
 def fit_until_interrupted(epoch: int, *arguments: Any, **changes: Any) -> None:
@@ -87,7 +87,8 @@ def fit_until_interrupted(epoch: int, *arguments: Any, **changes: Any) -> None:
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_resumed_training_ends_with_exactly_the_weights_of_an_uninterrupted_one(ema: float, tmp_path: Path) -> None:
-    model, settings = dropout(), {"epochs": 5, "ema": ema}
+    model = dropout()
+    settings: dict[str, Any] = {"epochs": 5, "ema": ema}
     uninterrupted = toy_training.fit(model, regression(4, seed=3), tmp_path / "uninterrupted", **settings)
     for epoch in (1, 4):
         folder = tmp_path / str(epoch)
@@ -122,7 +123,7 @@ def test_interruption_between_epochs_repeats_only_the_epoch_that_was_not_capture
 
 def test_patience_counts_the_epochs_before_an_interruption(tmp_path: Path) -> None:
     """The loss rises in every epoch: the learning rate is far too high."""
-    settings = {"epochs": 100, "learning_rate": 100.0, "patience": 3}
+    settings: dict[str, Any] = {"epochs": 100, "learning_rate": 100.0, "patience": 3}
     uninterrupted = toy_training.fit(dense(), regression(2, seed=0), tmp_path / "uninterrupted", **settings)
     assert 4 <= len(uninterrupted.seconds) < 9
     fit_until_interrupted(len(uninterrupted.seconds), dense(), regression(2, seed=0), tmp_path, **settings)

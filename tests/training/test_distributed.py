@@ -72,7 +72,7 @@ def test_malformed_environment_variable_is_named(name: str, value: str, monkeypa
         pass
 
 
-# ----------------------------------------------------------------------------------------------- division of the batches
+# --------------------------------------------------------------------------------------------- division of the batches
 
 
 def numbered_batches(rows: int, batch_size: int) -> Batches:
@@ -276,7 +276,7 @@ COMPARABLE = ["make_backends_comparable"]
 
 
 @contextlib.contextmanager
-def pair(runs: list[list[Any]], paused: int | None = None, pause_before: str = "") -> Iterator[list[subprocess.Popen]]:
+def pair(runs: list[Any], paused: int | None = None, pause_before: str = "") -> Iterator[list[subprocess.Popen]]:
     """Two processes of a distributed job on JAX, one of which may pause."""
     job = {f"{PREFIX}JOB_ADDRESSES": f"127.0.0.1:{free_ports()}", f"{PREFIX}NUM_PROCESSES": "2"}
     processes = []

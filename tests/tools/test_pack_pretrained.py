@@ -1,0 +1,188 @@
+"""Packing of trained networks for `pretrained/`, and what --pretrained does with them."""
+
+import json
+from pathlib import Path
+
+from melanoma.artifacts import contract
+from melanoma.errors import InputError
+from melanoma.inference import pretrained
+from tools import pack_pretrained
+
+import h5py
+import numpy as np
+import pipeline
+import pytest
+from pipeline import BACKBONE, array_bytes, exit_code, places, reader
+
+pytestmark = pytest.mark.usefixtures("logging_restored")
+
+
+@pytest.fixture(scope="module")
+def cross_validated(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A chain with a cross-validation of two folds; read only."""
+    folder = pipeline.copy(finished, tmp_path_factory.mktemp("cross_validated"))
+    pipeline.classify(folder, "--train", "head", "--epochs", "3", "--folds", "2")
+    pipeline.run(contract.EVALUATION, folder)
+    return folder
+
+
+@pytest.fixture
+def chain(cross_validated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy that a test may change; networks are packed into a temporary folder."""
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path / "pretrained")
+    return pipeline.copy(cross_validated, tmp_path / "chain")
+
+
+def pack(network: str, folder: Path) -> None:
+    pack_pretrained.main(pack_pretrained.build_parser().parse_args([network, *places(folder)]))
+
+
+def description(network: str) -> dict:
+    return json.loads((pretrained.FOLDER / f"{network}.json").read_text())
+
+
+def test_segmentation_network_predicts_the_masks_it_predicted_before_packing(chain: Path) -> None:
+    pack(pretrained.SEGNET, chain)
+    before = {split: np.array(reader(chain).load("predicted", split=split)) for split in pipeline.COUNTS}
+    reader(chain).path("segnet_weights", member="").unlink()
+    pipeline.run(contract.SEGNET, chain, "--pretrained", "--no-tta")
+    for split, masks in before.items():
+        assert (masks == reader(chain).load("predicted", split=split)).mean() > 0.99
+    with pytest.raises(InputError, match="does not belong to the network"):
+        pack(pretrained.SEGNET, chain)
+
+
+def test_classifiers_predict_the_probabilities_they_predicted_before_packing(chain: Path) -> None:
+    pack(pretrained.CLASSIFIER, chain)
+    before = {split: np.array(reader(chain).load("probabilities", split=split)) for split in ("val", "test")}
+    thresholds = json.loads((chain / "graphics" / "metrics.json").read_text())["systems"][BACKBONE]["thresholds"]
+    for path in (chain / "data" / "weights").glob(f"{BACKBONE}*"):
+        path.unlink()
+    pipeline.run(contract.CLASSIFIER, chain, "--pretrained")
+    for split, expected in before.items():
+        after = reader(chain).load("probabilities", split=split)
+        assert after == pytest.approx(expected, abs=5e-3)
+        assert abs(after - expected).max() > 0  # rounded to float16
+    assert not reader(chain).has("probabilities", split="train")
+    pipeline.run(contract.EVALUATION, chain, "--occlusion")
+    found = json.loads((chain / "graphics" / "metrics.json").read_text())["systems"][BACKBONE]
+    assert set(found["splits"]) == {"val", "test"}
+    assert found["thresholds"] == thresholds  # of the cross-validation, not chosen again
+    with pytest.raises(InputError, match="--pretrained"):
+        pack(pretrained.CLASSIFIER, chain)
+
+
+def test_only_kernels_are_packed_as_float16(chain: Path) -> None:
+    pack(pretrained.SEGNET, chain)
+    dtypes: dict[bool, set[str]] = {True: set(), False: set()}
+
+    def visit(_: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset):
+            dtypes[item.ndim > 1].add(str(item.dtype))
+
+    packed = pretrained.FOLDER / "segnet.weights.h5"
+    with h5py.File(packed) as file:
+        file.visititems(visit)
+    assert dtypes[True] == {"float16"} and "float16" not in dtypes[False]
+    assert packed.stat().st_size < reader(chain).path("segnet_weights", member="").stat().st_size
+
+
+def test_value_outside_the_range_of_float16_is_refused(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["kernel"] = np.full((2, 2), 1e6, np.float32)
+    with pytest.raises(InputError, match="kernel has values outside the range of float16"):
+        pack_pretrained.to_float16(tmp_path / "a.h5", tmp_path / "b.h5")
+
+
+def test_descriptions_have_data_settings_metrics_machine_and_versions(chain: Path) -> None:
+    pack(pretrained.SEGNET, chain)
+    pack(pretrained.CLASSIFIER, chain)
+    shared = {"sha256", "data", "settings", "metrics_before_float16", "machine", "versions"}
+    assert description("segnet").keys() >= shared | {"design", "threshold"}
+    found = description("classifier")
+    assert found.keys() >= shared | {"calibration", "thresholds"}
+    assert found["roi"] == "crop" and found["backbone"] == BACKBONE
+    assert found["metrics_before_float16"]["train"]["n"] == pipeline.COUNTS["train"]
+    assert found["settings"][contract.CLASSIFIER]["folds"] == 2
+    assert set(found["sha256"]) == {path.name for path in pretrained.FOLDER.glob("classifier*.h5")}
+    assert str(chain) not in json.dumps([found, description("segnet")])
+
+
+def test_segmentation_networks_of_several_folds_are_not_packed(chain: Path) -> None:
+    pipeline.segment(chain, "--folds", "2")
+    with pytest.raises(InputError, match="--folds or --limit"):
+        pack(pretrained.SEGNET, chain)
+
+
+def test_inference_engine_of_the_last_masks_does_not_matter(chain: Path) -> None:
+    path = chain / "graphics" / "segmentation.json"
+    metrics = json.loads(path.read_text())
+    metrics["settings"]["inference"] = "another engine"
+    path.write_text(json.dumps(metrics))
+    pack(pretrained.SEGNET, chain)
+    assert (pretrained.FOLDER / "segnet.json").is_file()
+
+
+def test_metrics_of_another_classifier_are_not_packed(chain: Path) -> None:
+    pipeline.classify(chain, "--train", "head")
+    with pytest.raises(InputError, match="does not belong to the classifier"):
+        pack(pretrained.CLASSIFIER, chain)
+
+
+def test_metrics_of_some_of_the_images_are_not_packed(chain: Path) -> None:
+    pipeline.run(contract.EVALUATION, chain, "--limit", "9")
+    with pytest.raises(InputError, match="--limit"):
+        pack(pretrained.CLASSIFIER, chain)
+
+
+def test_damaged_network_is_refused_and_the_arrays_stay(
+    chain: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pack(pretrained.SEGNET, chain)
+    path = pretrained.FOLDER / "segnet.weights.h5"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    before = array_bytes(chain)
+    assert exit_code(monkeypatch, contract.SEGNET, *places(chain), "--pretrained") == 2
+    assert "SHA-256" in capsys.readouterr().err
+    assert array_bytes(chain) == before
+
+
+@pytest.mark.parametrize(
+    ("script", "flags", "useless"),
+    [
+        (contract.SEGNET, ("--network", "segnet", "--epochs", "3"), "--network, --epochs"),
+        (contract.CLASSIFIER, ("--backbone", "mobilenet", "--folds", "3"), "--backbone, --folds"),
+    ],
+)
+def test_flags_of_training_are_refused_with_pretrained(
+    script: str,
+    flags: tuple[str, ...],
+    useless: str,
+    chain: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert exit_code(monkeypatch, script, *places(chain), "--pretrained", *flags) == 2
+    assert f"leave out {useless}" in capsys.readouterr().err
+
+
+def test_pretrained_classifiers_need_their_region_of_interest(
+    chain: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pack(pretrained.CLASSIFIER, chain)
+    pipeline.run(contract.ROI, chain, "--roi", "mask")
+    assert exit_code(monkeypatch, contract.CLASSIFIER, *places(chain), "--pretrained") == 2
+    assert "trained with --roi crop" in capsys.readouterr().err
+
+
+def test_images_that_the_pretrained_networks_were_trained_on_are_not_evaluated(
+    chain: Path, source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pipeline.preprocess(source, chain, "--split", "2018")
+    assert exit_code(monkeypatch, contract.SEGNET, *places(chain), "--pretrained") == 2
+    pipeline.use_true_masks(chain)
+    pipeline.run(contract.ROI, chain)
+    assert exit_code(monkeypatch, contract.CLASSIFIER, *places(chain), "--pretrained") == 2
+    assert capsys.readouterr().err.count("--split 2018 uses for evaluation") == 2
