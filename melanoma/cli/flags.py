@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,9 +11,37 @@ from melanoma.errors import InputError
 
 T = TypeVar("T")
 
+# Flags that name local folders, or say how to run and not what.
+NOT_RECORDED = {"help", "data", "graphics", "source", "jobs", "cluster", "check", "restart"}
+
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Shows the script's docstring as written, and the default of every flag."""
+
+
+class RecordingParser(argparse.ArgumentParser):
+    """A parser that records in the setting `flags` what differs from the defaults, as words of a command to copy."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+        """As the base class."""
+        parsed, rest = super().parse_known_args(args, namespace)
+        words = [word for action in self._actions for word in _words(action, vars(parsed))]
+        parsed.flags = shlex.join(words)
+        return parsed, rest
+
+
+def _words(action: argparse.Action, settings: Mapping[str, Any]) -> list[str]:
+    value = settings.get(action.dest, action.default)
+    if action.dest in NOT_RECORDED or value == action.default:
+        return []
+    if isinstance(value, bool):
+        return [action.option_strings[0 if value else -1]]
+    values = value if isinstance(value, list) else [value]
+    is_path = action.dest == "weights"
+    return [
+        action.option_strings[0],
+        *(Path(one).name if is_path or isinstance(one, Path) else str(one) for one in values),
+    ]
 
 
 def positive_int(text: str) -> int:
@@ -56,8 +85,8 @@ def at_least_one(text: str) -> float:
 
 
 def base_parser(description: str) -> argparse.ArgumentParser:
-    """Builds a parser with the flags of every script: --data, --graphics, --seed, --limit; allows no abbreviations."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
+    """A parser with the flags of every script, --data, --graphics, --seed and --limit; flags cannot be abbreviated."""
+    parser = RecordingParser(description=description, formatter_class=HelpFormatter, allow_abbrev=False)
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of arrays and weights")
     parser.add_argument("--graphics", type=Path, default=Path("graphics"), help="folder of figures and reports")
     parser.add_argument("--seed", type=seed, default=0, help="random seed")

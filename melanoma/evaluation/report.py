@@ -11,7 +11,7 @@ from typing import Any
 from melanoma.artifacts import contract
 from melanoma.artifacts.atomic import write_text
 from melanoma.classes import SPLIT_NAMES
-from melanoma.evaluation import commands, scoring, tables
+from melanoma.evaluation import scoring, tables
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -119,8 +119,8 @@ def content(graphics: Path, metrics: dict[str, Any]) -> dict[str, Any]:
         "figures_of_run": list(embedded_figures(graphics, OF_RUN)),
         "made": made,
         "commands": [
-            *(commands.command(script, made[script]) for script in contract.SCRIPTS[:-1] if script in made),
-            commands.command(contract.EVALUATION, metrics["settings"]),
+            f"python {script} {settings.get('flags', '')}".rstrip()
+            for script, settings in (made | {contract.EVALUATION: metrics["settings"]}).items()
         ],
         "versions": metrics["versions"],
         "columns": list(tables.COLUMNS),

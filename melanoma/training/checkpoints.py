@@ -31,7 +31,9 @@ class State:
 
 ARRAYS = ("variables", "best")
 # Settings that do not change a training: places, what is done with the network afterwards, and what computes features.
-NOT_OF_TRAINING = ("data", "graphics", "weights", "restart", "tta", "clean", "threshold", "distribute", "inference")
+NOT_OF_TRAINING = (
+    *("data", "graphics", "flags", "weights", "restart", "tta", "clean", "threshold", "distribute", "inference"),
+)
 
 
 class Checkpoint:

@@ -21,7 +21,7 @@ COMMAND = re.compile(r"python (\w+\.py)([^`\n#|;&]*)")
 MODULE_COMMAND = re.compile(r"python -m ((?:melanoma|tools|benchmarks)[\w.]*)")
 CODE_PATH = re.compile(r"`((?:melanoma|tools|tests|benchmarks|requirements|pretrained|docs)/[\w/.-]*)`")
 OPTIONAL = ("graphics/occlusion", "graphics/gradcam", "graphics/comparison")  # written with certain flags only
-FOREIGN_FLAGS = {"--out", "--url", "--only", "--keep-zips"}  # of other commands
+FOREIGN_FLAGS = {"--images", "--kills"}  # of the benchmarks
 EXAMPLE = {"split": SPLITS, "backbone": (pipeline.BACKBONE,), "member": ("",)}
 
 

@@ -1,7 +1,8 @@
-"""The five scripts: their command lines, the files that they leave, and what bad input and wrong order get."""
+"""The five scripts one after another: the files they leave, wrong order, stale arrays, splits without labels."""
 
 import json
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -10,8 +11,8 @@ from pathlib import Path
 from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
 from melanoma.classes import CLASSES, KERATOSIS, MELANOMA, SPLITS, TASKS
-from melanoma.dataset import roi
-from melanoma.dataset.splits import divide_2018
+from melanoma.dataset.roi import region_of_interest
+from melanoma.dataset.splits import divide_2018, original_id
 from melanoma.metrics import classification
 from melanoma.sources import isic
 
@@ -19,43 +20,49 @@ import numpy as np
 import pandas as pd
 import pipeline
 import pytest
-from PIL import Image
-from pipeline import array_bytes, exit_code, places, reader
+import toy
+from pipeline import BACKBONE, COUNTS, array_bytes, exit_code, places, reader
 
-CLASSIFIER_FLAGS = ("--backbone", pipeline.BACKBONE, "--weights", "none", "--train", "head", "--epochs", "1")
-FRAMEWORKS = ("keras", "tensorflow", "jax", "torch")
+pytestmark = pytest.mark.usefixtures("logging_restored")
 
-
-def python(folder: Path, code: str) -> subprocess.CompletedProcess[str]:
-    """Runs code in a fresh interpreter, with `folder` as the working folder."""
-    environment = os.environ | {"PYTHONPATH": str(pipeline.ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
+HEAD_ONLY = ("--backbone", BACKBONE, "--weights", "none", "--train", "head", "--epochs", "1")
+CLASSIFIER_FLAGS = {contract.CLASSIFIER: HEAD_ONLY}
+FRAMEWORKS = {"keras", "tensorflow", "jax", "torch"}
 
 
-def without_truth(source: Path, split: str) -> None:
-    """Takes the masks and the labels of a split away."""
+@pytest.fixture(scope="module")
+def preprocessed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which only the first script has run; read only."""
+    folder = tmp_path_factory.mktemp("preprocessed")
+    pipeline.preprocess(source, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def resized(finished: Path, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished chain whose first script has run again with another size; read only."""
+    folder = pipeline.copy(finished, tmp_path_factory.mktemp("resized"))
+    pipeline.preprocess(source, folder, "--size", str(pipeline.SIZE + 8))
+    return folder
+
+
+def remove_truth(source: Path, split: str) -> None:
+    """Deletes the masks and the labels of a split."""
     shutil.rmtree(isic.mask_folder(source, split))
     isic.label_file(source, split).unlink()
 
 
-@pytest.mark.parametrize("script", pipeline.SCRIPTS)
-def test_help_shows_the_docstring_and_every_flag(script: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        pipeline.parser(script).parse_args(["--help"])
-    assert stop.value.code == 0
-    shown = capsys.readouterr().out
-    assert all(flag in shown for flag in ("--data", "--graphics", "--seed", "--limit", f"python {script}"))
+def metrics(folder: Path, system: str = BACKBONE) -> dict:
+    """Metrics of a system by split."""
+    return json.loads((folder / "graphics" / "metrics.json").read_text())["systems"][system]["splits"]
 
 
-@pytest.mark.parametrize("script", pipeline.SCRIPTS)
-@pytest.mark.parametrize("flags", [["--no-such-flag"], ["--lim", "3"], ["--limit", "0"], ["--limit", "x"], ["extra"]])
-def test_command_line_is_strict(script: str, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        pipeline.parser(script).parse_args(flags)
-    assert stop.value.code == 2
-    assert "error: " in capsys.readouterr().err
+def mask_metrics(folder: Path) -> dict:
+    """Metrics of the predicted masks by split."""
+    return json.loads((folder / "graphics" / "segmentation.json").read_text())["splits"]
+
+
+# -------------------------------------------------------------------------------------------------------- command lines
 
 
 @pytest.mark.parametrize(
@@ -64,32 +71,58 @@ def test_command_line_is_strict(script: str, flags: list[str], capsys: pytest.Ca
         (contract.PREPROCESSING, ["--copies", "0.5"]),
         (contract.PREPROCESSING, ["--split", "2019"]),
         (contract.SEGNET, ["--learning-rate", "nan"]),
-        (contract.SEGNET, ["--learning-rate", "0"]),
+        (contract.SEGNET, ["--threshold", "1"]),
         (contract.SEGNET, ["--epochs", "-1"]),
         (contract.ROI, ["--roi", "circle"]),
         (contract.CLASSIFIER, ["--train", "none"]),
+        (contract.EVALUATION, ["--seed", "-1"]),
     ],
 )
-def test_values_out_of_range_are_refused(script: str, flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_flag_with_a_value_out_of_range_is_named(
+    script: str, flags: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stop:
         pipeline.parser(script).parse_args(flags)
     assert stop.value.code == 2
-    assert flags[0] in capsys.readouterr().err
+    assert f"argument {flags[0]}: " in capsys.readouterr().err
 
 
-def test_importing_the_scripts_does_nothing(tmp_path: Path) -> None:
-    names = ", ".join(script.removesuffix(".py") for script in pipeline.SCRIPTS)
-    done = python(tmp_path, f"import {names}")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == ""
+@pytest.mark.parametrize("script", pipeline.SCRIPTS)
+def test_importing_a_script_has_no_effect(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(pipeline.ROOT / script), run_name=script.removesuffix(".py"))
+    assert capsys.readouterr() == ("", "")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_scripts_that_do_not_train_need_no_framework(tmp_path: Path) -> None:
     names = [script.removesuffix(".py") for script in (contract.PREPROCESSING, contract.ROI, contract.EVALUATION)]
-    done = python(tmp_path, f"import sys, {', '.join(names)}; print(*{{*{FRAMEWORKS}}} & {{*sys.modules}})")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == ""
+    code = f"import sys, {', '.join(names)}; print({FRAMEWORKS} & sys.modules.keys())"
+    environment = os.environ | {"PYTHONPATH": str(pipeline.ROOT)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "set()\n"), done.stderr
+
+
+def test_unknown_backbone_is_bad_usage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_code(monkeypatch, contract.CLASSIFIER, *places(tmp_path), "--backbone", "mobilenet9") == 2
+    assert "mobilenet9" in capsys.readouterr().err
+
+
+def test_input_size_that_does_not_fit_the_network_is_bad_usage(
+    own_chain: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = array_bytes(own_chain)
+    assert exit_code(monkeypatch, contract.SEGNET, *places(own_chain), "--network", "segnet", "--input-size", "30") == 2
+    assert "--input-size" in capsys.readouterr().err
+    assert array_bytes(own_chain) == before
+
+
+# ----------------------------------------------------------------------------------------------------- a finished chain
 
 
 @pytest.mark.parametrize("name", contract.FILES)
@@ -97,46 +130,56 @@ def test_finished_chain_has_every_file_of_the_contract(finished: Path, name: str
     file, store = contract.FILES[name], reader(finished)
     splits: list[str] = list(SPLITS) if "{split}" in file.path else [""]
     if name == "features":
-        splits.remove("test")  # no one needs them
+        splits.remove("test")  # the head is trained on train and validation
     if name == "probabilities":
-        splits.remove("train")  # of a cross-validation
+        splits.remove("train")  # has probabilities only after a cross-validation
     for split in splits:
-        fields = {"split": split, "backbone": pipeline.BACKBONE, "member": ""}
+        fields = {"split": split, "backbone": BACKBONE, "member": ""}
         path = store.path(name, **fields)
         assert path.stat().st_size > 0
         assert store.manifest[path.relative_to(finished / "data").as_posix()]["script"] == file.writer
         if file.dtype:
             array = store.load(name, **fields)
-            axes = {"N": store.rows(split), "S": pipeline.SIZE, "C": 1024}
+            axes = {"N": store.rows(split), "S": pipeline.SIZE, "C": toy.FEATURES}
             assert array.shape == tuple(axes[axis] if isinstance(axis, str) else axis for axis in file.shape)
             assert array.dtype.kind == "U" if file.dtype == "str" else array.dtype == file.dtype
         elif path.suffix == ".json":
             assert json.loads(path.read_text())
 
 
-def test_minorities_are_enlarged_in_train_alone(finished: Path, source: Path) -> None:
-    store, splits = reader(finished), isic.read_source(source).records
-    for split, records in splits.items():
+def test_only_train_has_augmented_copies_of_the_minority_classes(finished: Path, source: Path) -> None:
+    for split, records in isic.read_source(source).records.items():
         originals = np.bincount([record.label or 0 for record in records], minlength=3)
         factors = (1, 3.5, 3.5) if split == "train" else (1, 1, 1)
         expected = [round(factor * count) for factor, count in zip(factors, originals.tolist(), strict=True)]
-        assert np.bincount(store.load("labels", split=split)).tolist() == expected
+        assert np.bincount(reader(finished).load("labels", split=split)).tolist() == expected
 
 
 def test_labels_belong_to_their_ids(finished: Path, source: Path) -> None:
     store = reader(finished)
     for split in SPLITS:
         truth = isic.read_labels(isic.label_file(source, split))
-        ids = [name.split("_copy")[0] for name in store.load("ids", split=split).tolist()]
+        ids = [original_id(row_id) for row_id in store.load("ids", split=split).tolist()]
         assert [truth[name] for name in ids] == store.load("labels", split=split).tolist()
 
 
-def test_classifier_sees_the_surroundings_of_the_predicted_lesion(finished: Path) -> None:
-    store = reader(finished)
+def assert_regions(folder: Path, roi: str) -> None:
+    """Checks that the regions of interest of all splits follow from images and predicted masks."""
+    store = reader(folder)
     for split in SPLITS:
-        photographs, predicted, masked = (store.load(name, split=split) for name in ("images", "predicted", "roi"))
-        for photograph, mask, seen in zip(photographs, predicted, masked, strict=True):
-            assert np.array_equal(seen, roi.region_of_interest(photograph, mask, "crop")[0])
+        images, predicted, regions = (store.load(name, split=split) for name in ("images", "predicted", "roi"))
+        for image, mask, region in zip(images, predicted, regions, strict=True):
+            assert np.array_equal(region, region_of_interest(image, mask, roi)[0])
+        assert store.written_with("roi", split=split)["roi"] == roi
+
+
+def test_classifier_gets_the_box_around_the_predicted_lesion(finished: Path) -> None:
+    assert_regions(finished, "crop")
+
+
+def test_classifier_gets_the_region_that_was_chosen(own_chain: Path) -> None:
+    pipeline.run(contract.ROI, own_chain, "--roi", "mask")
+    assert_regions(own_chain, "mask")
 
 
 def test_probabilities_sum_to_one(finished: Path) -> None:
@@ -144,23 +187,12 @@ def test_probabilities_sum_to_one(finished: Path) -> None:
         assert np.allclose(reader(finished).load("probabilities", split=split).sum(axis=1), 1, atol=1e-5)
 
 
-def test_pictures_open_and_show_something(finished: Path) -> None:
-    paths = sorted((finished / "graphics").glob("*.png"))
-    assert len(paths) > 8
-    for path in paths:
-        with Image.open(path) as picture:
-            picture.load()
-            assert min(picture.size) > 200
-            assert np.asarray(picture.convert("L")).std() > 5, path.name
-
-
 def test_metrics_have_counts_intervals_and_settings(finished: Path) -> None:
     report = json.loads((finished / "graphics" / "metrics.json").read_text())
-    assert set(report["systems"]) == {pipeline.BACKBONE}
-    splits = report["systems"][pipeline.BACKBONE]["splits"]
-    assert set(splits) == {"val", "test"}
-    for split, scored in splits.items():
-        assert scored["n"] == pipeline.COUNTS[split] == sum(scored["of_each_class"].values())
+    assert set(report["systems"]) == {BACKBONE}
+    assert set(metrics(finished)) == {"val", "test"}
+    for split, scored in metrics(finished).items():
+        assert scored["n"] == COUNTS[split] == sum(scored["of_each_class"].values())
         for matrix in (scored["class_confusion"], *scored["melanoma_confusion"].values()):
             assert np.sum(matrix) == scored["n"]
         assert set(scored["metrics"]) == set(scored["intervals"])
@@ -185,9 +217,9 @@ def test_thresholds_come_from_validation(finished: Path) -> None:
         assert (probabilities[truth, index] >= thresholds[classification.HIGH_SENSITIVITY]).mean() >= 0.9
 
 
-def test_segmentation_is_scored_where_there_are_masks(finished: Path) -> None:
-    scores = json.loads((finished / "graphics" / "segmentation.json").read_text())["splits"]
-    assert {split: scored["n"] for split, scored in scores.items()} == {"val": 12, "test": 12}
+def test_masks_are_scored_on_validation_and_test(finished: Path) -> None:
+    scores = mask_metrics(finished)
+    assert {split: scored["n"] for split, scored in scores.items()} == {"val": COUNTS["val"], "test": COUNTS["test"]}
     assert 0 <= scores["val"]["metrics"]["jaccard"] <= 1
 
 
@@ -199,196 +231,130 @@ def test_predictions_are_listed_by_id(finished: Path) -> None:
     assert np.allclose(table[["melanoma", "seborrheic_keratosis"]], probabilities, atol=1e-6)
 
 
-@pytest.mark.usefixtures("logging_restored")
-@pytest.mark.parametrize(
-    ("script", "needed"),
-    [
-        (contract.SEGNET, contract.PREPROCESSING),
-        (contract.ROI, contract.PREPROCESSING),
-        (contract.CLASSIFIER, contract.PREPROCESSING),
-        (contract.EVALUATION, contract.PREPROCESSING),
-    ],
-)
-def test_script_run_first_names_the_first_script(
-    script: str, needed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+# ---------------------------------------------------------------------------------------------------------- wrong order
+
+
+@pytest.mark.parametrize("script", pipeline.SCRIPTS[1:])
+def test_script_that_runs_first_names_the_first_script(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert exit_code(monkeypatch, script, *places(tmp_path)) == 3
     error = capsys.readouterr().err
-    assert f"run {needed}" in error and "Traceback" not in error
+    assert f"run {contract.PREPROCESSING}" in error and "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.usefixtures("logging_restored")
 @pytest.mark.parametrize(
-    ("script", "flags", "needed"),
+    ("script", "needed"),
     [
-        (contract.ROI, (), contract.SEGNET),
-        (contract.CLASSIFIER, CLASSIFIER_FLAGS, contract.ROI),
-        (contract.EVALUATION, (), contract.CLASSIFIER),
+        (contract.ROI, contract.SEGNET),
+        (contract.CLASSIFIER, contract.ROI),
+        (contract.EVALUATION, contract.CLASSIFIER),
     ],
 )
-def test_skipped_script_is_named(
+def test_script_that_was_left_out_is_named(
     script: str,
-    flags: tuple[str, ...],
     needed: str,
-    source: Path,
-    tmp_path: Path,
+    preprocessed: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    pipeline.preprocess(source, tmp_path)
-    assert exit_code(monkeypatch, script, *places(tmp_path), *flags) == 3
+    before = array_bytes(preprocessed)
+    assert exit_code(monkeypatch, script, *places(preprocessed), *CLASSIFIER_FLAGS.get(script, ())) == 3
     assert f"missing: run {needed} first" in capsys.readouterr().err
+    assert array_bytes(preprocessed) == before
 
 
-@pytest.mark.usefixtures("logging_restored")
-@pytest.mark.parametrize(
-    ("script", "flags"), [(contract.ROI, ()), (contract.CLASSIFIER, CLASSIFIER_FLAGS), (contract.EVALUATION, ())]
-)
-def test_arrays_of_another_size_make_the_rest_stale(
-    script: str,
-    flags: tuple[str, ...],
-    source: Path,
-    own_chain: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize("script", [contract.ROI, contract.CLASSIFIER, contract.EVALUATION])
+def test_arrays_made_from_images_of_another_size_are_stale(
+    script: str, resized: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pipeline.run(contract.PREPROCESSING, own_chain, "--source", str(source), "--size", "40")
-    before = array_bytes(own_chain)
-    assert exit_code(monkeypatch, script, *places(own_chain), *flags) == 3
-    assert "stale" in (error := capsys.readouterr().err) and f"run {contract.SEGNET} again" in error
-    assert array_bytes(own_chain) == before
+    before = array_bytes(resized)
+    assert exit_code(monkeypatch, script, *places(resized), *CLASSIFIER_FLAGS.get(script, ())) == 3
+    error = capsys.readouterr().err
+    assert "stale" in error and f"run {contract.SEGNET} again" in error
+    assert array_bytes(resized) == before
 
 
-@pytest.mark.usefixtures("logging_restored")
-def test_source_without_photographs_is_bad_input(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    flags = (*places(tmp_path), "--source", str(tmp_path / "nowhere"))
-    assert exit_code(monkeypatch, contract.PREPROCESSING, *flags) == 2
-    assert "nowhere: no images found" in capsys.readouterr().err
+# ------------------------------------------------------------------------------------------- classes and labels missing
 
 
-@pytest.mark.usefixtures("logging_restored")
-def test_cut_off_photograph_is_bad_input_and_the_old_arrays_stay_whole(
-    own_source: Path, own_chain: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    photograph = isic.read_split(own_source, "train")[5].image
-    photograph.write_bytes(photograph.read_bytes()[:1500])
-    before = array_bytes(own_chain)
-    assert exit_code(monkeypatch, contract.PREPROCESSING, *places(own_chain), "--source", str(own_source)) == 2
-    assert photograph.name in capsys.readouterr().err
-    assert array_bytes(own_chain) == before
-
-
-@pytest.mark.usefixtures("logging_restored")
-def test_unknown_backbone_is_bad_usage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert exit_code(monkeypatch, contract.CLASSIFIER, *places(tmp_path), "--backbone", "mobilenet9") == 2
-    assert "mobilenet9" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("logging_restored")
-def test_network_size_that_does_not_fit_is_bad_usage(
-    own_chain: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    before = array_bytes(own_chain)
-    assert exit_code(monkeypatch, contract.SEGNET, *places(own_chain), "--network", "segnet", "--input-size", "30") == 2
-    assert "--input-size" in capsys.readouterr().err
-    assert array_bytes(own_chain) == before
-
-
-@pytest.mark.usefixtures("logging_restored")
-def test_training_without_a_melanoma_is_bad_input(
+def test_training_without_melanoma_is_bad_input(
     own_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = isic.label_file(own_source, "train")
     table.write_text(table.read_text().replace(",1.0,0.0", ",0.0,0.0"))
-    pipeline.preprocess(own_source, tmp_path)
-    pipeline.stand_in_for_segnet(tmp_path)
+    pipeline.preprocess(own_source, tmp_path, "--copies", "1")
+    pipeline.use_true_masks(tmp_path)
     pipeline.run(contract.ROI, tmp_path)
-    assert exit_code(monkeypatch, contract.CLASSIFIER, *places(tmp_path), *CLASSIFIER_FLAGS) == 2
+    assert exit_code(monkeypatch, contract.CLASSIFIER, *places(tmp_path), *HEAD_ONLY) == 2
     assert "no melanoma among" in capsys.readouterr().err
 
 
-def test_unlabelled_test_split_is_predicted_and_not_scored(own_source: Path, tmp_path: Path) -> None:
-    without_truth(own_source, "test")
-    pipeline.run_all(own_source, tmp_path, "head")
-    store, graphics = reader(tmp_path), tmp_path / "graphics"
-    assert not store.has("labels", split="test") and not store.has("masks", split="test")
-    table = pd.read_csv(graphics / "predictions_test.csv")
-    assert table["image_id"].tolist() == store.load("ids", split="test").tolist()
-    judged = json.loads((graphics / "metrics.json").read_text())["systems"][pipeline.BACKBONE]
-    assert set(judged["splits"]) == {"val"}
-    assert set(json.loads((graphics / "segmentation.json").read_text())["splits"]) == {"val"}
-    assert not list(graphics.glob("*_test.png"))
-
-
-def test_evaluation_goes_on_where_a_class_is_absent(own_source: Path, tmp_path: Path) -> None:
+def test_metrics_of_an_absent_class_are_undefined(own_source: Path, tmp_path: Path) -> None:
     for split in ("val", "test"):
         table = isic.label_file(own_source, split)
         table.write_text(table.read_text().replace(",1.0,", ",0.0,"))
-    pipeline.preprocess(own_source, tmp_path)
+    pipeline.preprocess(own_source, tmp_path, "--copies", "1")
     settings = vars(pipeline.parser(contract.CLASSIFIER).parse_args([])) | {"backbone": "uniform"}
     store = Store(tmp_path / "data", contract.CLASSIFIER, settings)
     for split in ("val", "test"):
-        uniform = np.full((store.rows(split), 3), 1 / 3, np.float32)
-        store.save("probabilities", uniform, split=split)
+        store.save("probabilities", np.full((store.rows(split), 3), 1 / 3, np.float32), split=split)
     pipeline.run(contract.EVALUATION, tmp_path)
-    judged = json.loads((tmp_path / "graphics" / "metrics.json").read_text())["systems"]["uniform"]
-    figures = judged["splits"]["test"]["metrics"]
-    assert figures["melanoma auc"] is None and figures["melanoma specificity at 0.5"] is not None
+    found = metrics(tmp_path, "uniform")["test"]["metrics"]
+    assert found["melanoma auc"] is None and found["melanoma specificity at 0.5"] is not None
 
 
-def test_labels_that_went_away_leave_no_figures_behind(own_chain: Path, own_source: Path) -> None:
-    without_truth(own_source, "test")
+def test_split_that_lost_its_labels_is_predicted_but_not_evaluated(own_source: Path, own_chain: Path) -> None:
+    remove_truth(own_source, "test")
+    graphics = own_chain / "graphics"
+    assert (graphics / "roc_test.png").is_file()
     pipeline.preprocess(own_source, own_chain)
-    assert not reader(own_chain).has("labels", split="test")
-    assert not reader(own_chain).path("masks", split="test").exists()
+    store = reader(own_chain)
+    for name in ("labels", "masks"):
+        assert not store.has(name, split="test") and not store.path(name, split="test").exists()
+    pipeline.segment(own_chain)
+    pipeline.run(contract.ROI, own_chain)
+    pipeline.classify(own_chain, "--train", "head")
+    pipeline.run(contract.EVALUATION, own_chain)
+    table = pd.read_csv(graphics / "predictions_test.csv")
+    assert table["image_id"].tolist() == store.load("ids", split="test").tolist()
+    assert set(metrics(own_chain)) == set(mask_metrics(own_chain)) == {"val"}
+    assert not list(graphics.glob("*_test.png"))
 
 
-def test_same_seed_gives_the_same_arrays_and_another_gives_others(source: Path, tmp_path: Path) -> None:
-    for folder, seed in (("first", "4"), ("again", "4"), ("other", "5")):
-        pipeline.preprocess(source, tmp_path / folder, "--seed", seed)
-    first, again, other = (array_bytes(tmp_path / folder) for folder in ("first", "again", "other"))
-    assert first == again
-    assert {name for name in first if first[name] != other[name]} == {"train_images.npy", "train_masks.npy"}
+# ---------------------------------------------------------------------------------------------- settings of preprocessing
 
 
-def test_more_copies_do_not_change_the_first_ones(source: Path, tmp_path: Path) -> None:
-    pipeline.preprocess(source, tmp_path / "none", "--copies", "1")
-    store, full = reader(tmp_path / "none"), tmp_path / "full"
-    pipeline.preprocess(source, full)
-    count = pipeline.COUNTS["train"]
-    assert store.rows("train") == count < reader(full).rows("train")
-    assert np.array_equal(store.load("images", split="train"), reader(full).load("images", split="train")[:count])
+def test_only_augmented_copies_depend_on_the_seed(
+    preprocessed: Path, finished: Path, source: Path, tmp_path: Path
+) -> None:
+    arrays = array_bytes(preprocessed)
+    assert arrays.items() <= array_bytes(finished).items()  # the same seed
+    pipeline.preprocess(source, tmp_path, "--seed", "5")
+    others = array_bytes(tmp_path)
+    assert arrays.keys() == others.keys()
+    assert {name for name in arrays if arrays[name] != others[name]} == {"train_images.npy", "train_masks.npy"}
+    for name in ("images", "masks"):
+        originals = [reader(folder).load(name, split="train")[: COUNTS["train"]] for folder in (preprocessed, tmp_path)]
+        assert np.array_equal(*originals)
 
 
-def test_limit_takes_the_first_images_of_each_split(finished: Path, source: Path, tmp_path: Path) -> None:
+def test_limit_takes_the_first_images_of_each_split_without_changing_them(
+    preprocessed: Path, source: Path, tmp_path: Path
+) -> None:
     pipeline.preprocess(source, tmp_path, "--limit", "4", "--copies", "1")
     for split in SPLITS:
-        limited, whole = reader(tmp_path), reader(finished)
-        assert limited.load("ids", split=split).tolist() == whole.load("ids", split=split)[:4].tolist()
-        assert set(limited.load("labels", split=split).tolist()) == {0, 1, 2}
+        for name in ("ids", "images", "masks", "labels"):
+            limited, complete = (reader(folder).load(name, split=split) for folder in (tmp_path, preprocessed))
+            assert len(limited) == 4 and np.array_equal(limited, complete[:4])
+        assert set(reader(tmp_path).load("labels", split=split).tolist()) == {0, 1, 2}
 
 
-def test_division_of_2018_becomes_arrays(source: Path, tmp_path: Path) -> None:
+def test_split_of_2018_becomes_arrays(source: Path, tmp_path: Path) -> None:
     pipeline.preprocess(source, tmp_path, "--split", "2018", "--copies", "1")
-    store = reader(tmp_path)
-    ids = [name for split in SPLITS for name in store.load("ids", split=split).tolist()]
-    assert len(ids) == len(set(ids)) == sum(pipeline.COUNTS.values())
-    expected = divide_2018(isic.read_source(source).records, 0)
-    for split in SPLITS:
-        assert set(store.load("ids", split=split).tolist()) == {record.id for record in expected[split]}
-
-
-def test_crop_fills_the_frame_with_the_lesion(source: Path, tmp_path: Path) -> None:
-    pipeline.preprocess(source, tmp_path)
-    pipeline.stand_in_for_segnet(tmp_path)
-    pipeline.run(contract.ROI, tmp_path, "--roi", "crop")
-    store = reader(tmp_path)
-    masked, photographs = store.load("roi", split="val"), store.load("images", split="val")
-    assert masked.shape == photographs.shape and not np.array_equal(masked, photographs)
-    assert (masked.max(axis=3) == 0).mean() < 0.01
-    assert store.written_with("roi", split="val")["roi"] == "crop"
+    ids = {split: reader(tmp_path).load("ids", split=split).tolist() for split in SPLITS}
+    everything = [name for names in ids.values() for name in names]
+    assert len(everything) == len(set(everything)) == sum(COUNTS.values())
+    for split, records in divide_2018(isic.read_source(source).records, 0).items():
+        assert set(ids[split]) == {record.id for record in records}

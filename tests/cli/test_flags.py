@@ -74,7 +74,7 @@ def test_defaults_of_the_common_flags() -> None:
     assert arguments == {
         "data": Path("data"), "graphics": Path("graphics"), "seed": 0, "limit": None,
         "epochs": None, "batch_size": 16, "learning_rate": 1e-3, "ema": 0.99,
-        "precision": "float32", "restart": False, "distribute": False,
+        "precision": "float32", "restart": False, "distribute": False, "flags": "",
     }  # fmt: skip
 
 
@@ -95,3 +95,25 @@ def test_flags_without_effect_are_named() -> None:
 
 def test_defaults_without_effect_are_accepted() -> None:
     flags.refuse(vars(parser().parse_args([])), parser(), ("batch_size", "ema"), "nothing is trained")
+
+
+@pytest.mark.parametrize(
+    ("given", "recorded"),
+    [
+        ("", ""),
+        ("--seed 0 --epochs 3", "--epochs 3"),
+        ("--data here --graphics there --restart --limit 4", "--limit 4"),
+        ("--learning-rate 0.01 --distribute", "--learning-rate 0.01 --distribute"),
+        ("--no-tta --weights /a/folder/net.h5", "--no-tta --weights net.h5"),
+        ("--predictions a.csv /b/c.csv", "--predictions a.csv c.csv"),
+    ],
+)
+def test_flags_that_differ_from_their_defaults_are_recorded_without_local_folders(given: str, recorded: str) -> None:
+    command_line = parser()
+    command_line.add_argument("--tta", action=argparse.BooleanOptionalAction, default=True)
+    command_line.add_argument("--weights", default="imagenet")
+    command_line.add_argument("--predictions", type=Path, nargs="+", default=[])
+    settings = command_line.parse_args(given.split())
+    assert settings.flags == recorded
+    repeated = command_line.parse_args(settings.flags.split())
+    assert repeated.flags == settings.flags

@@ -92,7 +92,7 @@ def test_page_and_card_have_the_commands_of_the_run(page: str, card: str, finish
         assert re.search(r"code at commit ([0-9a-f]{7,}(-dirty)?|unknown)\.", text)
         places = [text.index(f"python {script}") for script in contract.SCRIPTS]
         assert places == sorted(places)
-        assert re.search(rf"^python densenet_train.py --backbone {BACKBONE} --weights none --epochs 1$", text, re.M)
+        assert re.search(rf"^python densenet_train.py --epochs 1 --backbone {BACKBONE} --weights none$", text, re.M)
         assert str(pipeline.ROOT) not in text and str(finished) not in text
 
 
