@@ -9,7 +9,8 @@ LOCK := $(ENVIRONMENT)/bin/uv pip compile --universal --python-version 3.11 --qu
 DEMO := demo
 IN_DEMO := --data $(DEMO)/data --graphics $(DEMO)/graphics
 BACKBONE ?= mobilenet
-DEMO_SIZE := 96
+CLASSIFIER := --backbone $(BACKBONE) --weights none --learning-rate 1e-3
+CLASSIFIER += $(if $(filter mobilenet,$(BACKBONE)),--input-size 64 --epochs 8,--epochs 12)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint figures lock clean
@@ -27,11 +28,11 @@ $(ENVIRONMENT)/%.installed:
 
 demo: $(ENVIRONMENT)/requirements.installed  ## the five scripts on synthetic images: no network, no weights, minutes on a CPU
 	@rm -rf $(DEMO)
-	$(RUN) -m melanoma.sources.synthetic --out $(DEMO)/source
-	$(RUN) segmentation_01_preprocessing.py --source $(DEMO)/source $(IN_DEMO) --size $(DEMO_SIZE)
-	$(RUN) segmentation_02_segnet_train.py $(IN_DEMO) --network segnet --input-size 64 --epochs 16 --ema 0.9
+	$(RUN) -m melanoma.sources.synthetic --out $(DEMO)/source --train 480
+	$(RUN) segmentation_01_preprocessing.py --source $(DEMO)/source $(IN_DEMO) --size 96
+	$(RUN) segmentation_02_segnet_train.py $(IN_DEMO) --network segnet --input-size 64 --epochs 4 --learning-rate 3e-3 --ema 0.8
 	$(RUN) image_mask_array.py $(IN_DEMO)
-	$(RUN) densenet_train.py $(IN_DEMO) --backbone $(BACKBONE) --weights none --epochs 12 --learning-rate 1e-3
+	$(RUN) densenet_train.py $(IN_DEMO) $(CLASSIFIER)
 	$(RUN) evaluate.py $(IN_DEMO)
 	@echo; echo "Open $(DEMO)/graphics/report.html. The PNGs:"; ls $(DEMO)/graphics/*.png
 

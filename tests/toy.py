@@ -9,6 +9,7 @@ from keras import layers
 
 NAME = "toy"
 FEATURES = 8
+SEGNET_ENCODER = segmentation.ENCODER  # of the real network, whatever `shrink_segnet` does
 
 
 def toy(

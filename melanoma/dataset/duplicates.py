@@ -18,7 +18,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from scipy import ndimage, sparse
 
 # On the 2150 images of ISIC 2017 train and validation, the 16 pairs that are the same picture to the eye score 0.79 or
-# more; the best other pair scores 0.58 (one lesion, two exposures), the best pair of different lesions 0.55.
+# more; the best other pair scores 0.58 (one lesion, imaged twice), the best pair of different lesions 0.55.
 DUPLICATE_SCORE = 0.65
 SIMILAR_CORRELATION = 0.30  # of coarse thumbnails; pairs from here on are compared by patches. Those 16: 0.36 or more
 

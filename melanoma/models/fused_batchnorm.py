@@ -5,6 +5,7 @@ On a CPU each of them reads and writes the whole array: with the fused kernel De
 bfloat16 and 1.4 times as fast in float32 (2 Zen 4 cores).
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from melanoma.cli import hardware
@@ -74,7 +75,12 @@ def with_fused_batchnorm(model: keras.Model) -> keras.Model:
 
     copy = keras.models.clone_model(model, clone_function=copy_layer, recursive=True)
     copy.set_weights(model.get_weights())
-    for layer in copy.layers:
-        if isinstance(layer, keras.layers.Normalization):
-            layer.finalize_state()  # it computes with values derived from its weights, which set_weights leaves as is
+    update_normalization(copy.layers)
     return copy
+
+
+def update_normalization(layers: Iterable[keras.Layer]) -> None:
+    """Lets `keras.layers.Normalization` use assigned weights: it computes with values derived from them earlier."""
+    for layer in layers:
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()

@@ -33,7 +33,7 @@ from melanoma.cli import locking, run
 from melanoma.dataset.batches import Batches
 from melanoma.errors import InputError
 from melanoma.log import log
-from melanoma.models import backbones
+from melanoma.models import backbones, fused_batchnorm
 
 import keras
 import numpy as np
@@ -258,6 +258,7 @@ def copy_variables(source: keras.Model, target: keras.Model) -> None:
     """Copies all variables, including those of random generators, to a model of the same structure."""
     for one, other in zip(source.variables, target.variables, strict=True):
         other.assign(keras.ops.convert_to_numpy(one))
+    fused_batchnorm.update_normalization(backbones.flatten_layers(target))
 
 
 class WrappedDataset(keras.utils.PyDataset):

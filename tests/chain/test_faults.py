@@ -1,6 +1,8 @@
-"""Bad files and broken machines, provoked: what each script says, what it exits with, and what it leaves."""
+"""Faults provoked for real: what a script reports, its exit code, and what it leaves behind.
 
-import argparse
+Faults of one module are provoked in the tests of that module; here are those that need a script, a disk or a device.
+"""
+
 import os
 import pickle
 import resource
@@ -10,6 +12,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
@@ -17,28 +20,29 @@ from melanoma.cli import hardware, run
 from melanoma.errors import InputError
 from melanoma.evaluation import plots
 from melanoma.models import backbones
+from melanoma.training import loop
 
 import keras
 import numpy as np
 import pipeline
 import pytest
 from matplotlib.figure import Figure
-from pipeline import array_bytes, exit_code, places, reader
+from pipeline import BACKBONE, array_bytes, exit_code, places, reader
 
 pytestmark = pytest.mark.usefixtures("logging_restored")
 
-SMALL_SEGNET = ("--network", "segnet", "--input-size", str(pipeline.SIZE), "--epochs", "1", "--no-tta")
-SMALL_CLASSIFIER = ("--backbone", pipeline.BACKBONE, "--weights", "none", "--train", "head", "--epochs", "1")
-FLAGS = {contract.SEGNET: SMALL_SEGNET, contract.CLASSIFIER: SMALL_CLASSIFIER}
-FREE = 64 << 10  # bytes left on a full disk: enough for the smallest files alone
+SEGNET_FLAGS = ("--network", "segnet", "--input-size", str(pipeline.SIZE), "--epochs", "1", "--no-tta")
+CLASSIFIER_FLAGS = ("--backbone", BACKBONE, "--weights", "none", "--train", "head", "--epochs", "1")
+FLAGS = {contract.SEGNET: SEGNET_FLAGS, contract.CLASSIFIER: CLASSIFIER_FLAGS}
+FREE = 64 << 10  # bytes left on a full disk: enough for the smallest files only
 
 
-def plainly(error: str) -> bool:
-    """Whether what stands on the standard error is one line for a user."""
+def is_one_line(error: str) -> bool:
+    """Whether a message for users is all that is on the standard error."""
     return "Traceback" not in error and len(error.splitlines()) == 1
 
 
-# ------------------------------------------------------------------------------------------------- arrays of the chain
+# --------------------------------------------------------------------------------------------------------------- arrays
 
 
 @pytest.mark.parametrize(
@@ -50,82 +54,84 @@ def plainly(error: str) -> bool:
         (contract.EVALUATION, "probabilities"),
     ],
 )
-@pytest.mark.parametrize("fault", ["cut off", "objects"])
-def test_array_that_is_cut_off_or_holds_objects_names_its_writer(
+def test_truncated_array_names_the_script_that_wrote_it(
     script: str,
     name: str,
-    fault: str,
     own_chain: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    path, sprung = reader(own_chain).path(name, split="val"), own_chain / "sprung"
-    if fault == "cut off":
-        path.write_bytes(path.read_bytes()[:-100])
-    else:
-        np.save(path, np.array([pipeline.Trap(sprung)], dtype=object), allow_pickle=True)
-        pipeline.rewrite_entry(own_chain / "data", path)
+    path = reader(own_chain).path(name, split="val")
+    path.write_bytes(path.read_bytes()[:-100])
     before = array_bytes(own_chain)
     assert exit_code(monkeypatch, script, *places(own_chain), *FLAGS.get(script, ())) == 3
     error = capsys.readouterr().err
-    assert f"run {contract.FILES[name].writer} again" in error and plainly(error)
-    assert not sprung.exists() and array_bytes(own_chain) == before
+    assert f"run {contract.FILES[name].writer} again" in error and is_one_line(error)
+    assert array_bytes(own_chain) == before
+
+
+def test_array_of_objects_is_refused_and_nothing_in_it_runs(
+    own_chain: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, sprung = reader(own_chain).path("probabilities", split="val"), own_chain / "sprung"
+    np.save(path, np.array([pipeline.Trap(sprung)], dtype=object), allow_pickle=True)
+    pipeline.rewrite_entry(own_chain / "data", path)
+    assert exit_code(monkeypatch, contract.EVALUATION, *places(own_chain)) == 3
+    error = capsys.readouterr().err
+    assert f"run {contract.CLASSIFIER} again" in error and is_one_line(error)
+    assert not sprung.exists()
 
 
 @pytest.mark.parametrize(
-    ("script", "name", "flags"),
-    [(contract.CLASSIFIER, "features", SMALL_CLASSIFIER), (contract.EVALUATION, "probabilities", ())],
+    ("script", "name", "value", "found"),
+    [
+        (contract.CLASSIFIER, "features", np.nan, "found nan to nan"),
+        (contract.EVALUATION, "probabilities", np.inf, " to inf"),
+    ],
 )
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_array_of_no_numbers_is_refused_though_the_manifest_agrees(
+def test_array_that_is_not_finite_is_refused_although_the_manifest_agrees(
     script: str,
     name: str,
-    flags: tuple[str, ...],
     value: float,
+    found: str,
     own_chain: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    path = reader(own_chain).path(name, split="val", backbone=pipeline.BACKBONE)
+    path = reader(own_chain).path(name, split="val", backbone=BACKBONE)
     array = np.load(path)
     array[3, 1] = value
     np.save(path, array)
     pipeline.rewrite_entry(own_chain / "data", path)
-    assert exit_code(monkeypatch, script, *places(own_chain), *flags) == 2
+    assert exit_code(monkeypatch, script, *places(own_chain), *FLAGS.get(script, ())) == 2
     error = capsys.readouterr().err
-    assert f"found {'nan' if np.isnan(value) else '0'}" in error and f"delete it and run {contract.CLASSIFIER}" in error
+    assert found in error and f"delete it and run {contract.CLASSIFIER}" in error
 
 
-# ---------------------------------------------------------------------------------------------------- disk and folders
-
-
-def mount(folder: Path, options: str) -> None:
-    """Mounts a file system in memory, or skips the test where the machine does not let it."""
-    folder.mkdir(exist_ok=True)
-    words = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
-    if os.geteuid() or subprocess.run(words, capture_output=True, check=False).returncode:
-        pytest.skip("file systems cannot be mounted here")
+# ---------------------------------------------------------------------------------------------------------------- disks
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of its own, of 200 MB."""
+    """A small file system in memory; skips the test where none can be mounted."""
     folder = tmp_path / "disk"
-    mount(folder, "size=200m")
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", str(folder)]
+    if sys.platform == "win32" or os.geteuid() or subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("file systems cannot be mounted here")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def fill(disk: Path) -> None:
     """Leaves FREE bytes on a disk."""
-    state = os.statvfs(disk)
-    with (disk / "filler").open("wb") as stream:
-        stream.write(bytes(state.f_bavail * state.f_frsize - FREE))
+    status = os.statvfs(disk)
+    (disk / "filler").write_bytes(bytes(status.f_bavail * status.f_frsize - FREE))
 
 
 @pytest.fixture(params=["full disk", "limit of file sizes"])
-def no_room(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """A folder, and what takes the room there away."""
+def take_room(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """A folder, and a function after which large files cannot be written there."""
     if request.param == "full disk":
         disk = request.getfixturevalue("disk")
         yield disk, lambda: fill(disk)
@@ -154,21 +160,21 @@ def write_settings(store: Store, size: int) -> None:
     store.save_json("segnet_settings", {"text": "x" * size**2})
 
 
-def write_picture(store: Store, size: int) -> None:
+def write_figure(store: Store, size: int) -> None:
     figure = Figure(figsize=(size / 100, size / 100))
     figure.figimage(np.random.default_rng(0).random((size, size)))
-    plots.save(figure, store.data / "arrays.png", dpi=100)
+    plots.save(figure, store.data / "figure.png", dpi=100)
 
 
-@pytest.mark.parametrize("write", [write_array, write_weights, write_settings, write_picture])
-def test_full_disk_leaves_the_old_file_whole(
-    write: Callable[[Store, int], None], no_room: tuple[Path, Callable[[], None]]
+@pytest.mark.parametrize("write", [write_array, write_weights, write_settings, write_figure])
+def test_previous_file_survives_a_full_disk(
+    write: Callable[[Store, int], None], take_room: tuple[Path, Callable[[], None]]
 ) -> None:
-    folder, take_room = no_room
+    folder, take = take_room
     store = Store(folder, contract.SEGNET, {})
     write(store, 24)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    take_room()
+    take()
     with pytest.raises(OSError, match=r"No space left on device|File too large") as caught:
         write(store, 500)
     assert caught.value.errno in run.DISK_ERRORS
@@ -178,8 +184,17 @@ def test_full_disk_leaves_the_old_file_whole(
     assert pipeline.hidden(folder) == []
 
 
-@pytest.mark.parametrize("script", pipeline.SCRIPTS)
-def test_script_that_meets_a_full_disk_says_so(
+@pytest.mark.parametrize(
+    "script",
+    [
+        contract.PREPROCESSING,
+        pytest.param(contract.SEGNET, marks=pytest.mark.slow),  # trains first
+        contract.ROI,
+        contract.CLASSIFIER,
+        contract.EVALUATION,
+    ],
+)
+def test_full_disk_is_reported_and_the_previous_files_survive(
     script: str,
     finished: Path,
     source: Path,
@@ -191,132 +206,136 @@ def test_script_that_meets_a_full_disk_says_so(
     before = {path: path.read_bytes() for path in (disk / "data").glob("*/*")}
     fill(disk)
     flags = {contract.PREPROCESSING: ("--source", str(source), "--size", str(pipeline.SIZE), "--jobs", "1")} | FLAGS
-    graphics = ("--graphics", str(disk / "new"))  # where no old pictures make room for new ones
+    graphics = ("--graphics", str(disk / "new"))  # in a used folder, removed figures would make room
     assert exit_code(monkeypatch, script, *places(disk), *flags.get(script, ()), *graphics) == 2
     error = capsys.readouterr().err
-    assert str(disk) in error and ("No space left on device" in error or "disk is full" in error) and plainly(error)
+    assert str(disk) in error and ("No space left on device" in error or "disk is full" in error)
+    assert is_one_line(error)
     assert {path: path.read_bytes() for path in before} == before
     assert pipeline.hidden(disk) == []
 
 
-def test_process_that_met_a_full_disk_ends_in_peace(disk: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from melanoma import stages; import test_faults as faults\n"
-        "store = stages.Store(Path(sys.argv[1]), stages.SEGNET, {}); faults.fill(store.data)\n"
-        "try: faults.write_weights(store, 500)\n"
-        "except OSError: print('full')"
-    )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    words = [sys.executable, "-c", code, str(disk)]
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "full\n")
+WRITE_WEIGHTS = """
+import sys
+from pathlib import Path
+import test_faults
+from melanoma.artifacts import contract
+from melanoma.artifacts.store import Store
+store = Store(Path(sys.argv[1]), contract.SEGNET, {})
+test_faults.fill(store.data)
+try:
+    test_faults.write_weights(store, 500)
+except OSError:
+    print("full")
+"""
+
+
+@pytest.mark.slow
+def test_process_that_met_a_full_disk_ends_normally(disk: Path) -> None:
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    command = [sys.executable, "-c", WRITE_WEIGHTS, str(disk)]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "full\n"), done.stderr
     assert "Traceback" not in done.stderr
 
 
-# ------------------------------------------------------------------------------------------------------------- weights
+# -------------------------------------------------------------------------------------------------------------- weights
 
 
-def mobilenet(weights: Path) -> keras.Model:
-    return backbones.build(pipeline.BACKBONE, pipeline.SIZE, str(weights), pooling="avg")
+def toy_backbone(weights: Path | str) -> keras.Model:
+    return backbones.build(BACKBONE, pipeline.SIZE, str(weights), pooling="avg")
 
 
 def model_with_code(marker: Path) -> keras.Model:
-    """A model whose code, wherever it runs, makes a file."""
-    touch = eval(f"lambda x: (__import__('pathlib').Path({str(marker)!r}).touch(), x)[1]")
-    inputs = keras.Input((4,))
-    model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.Lambda(touch)(inputs)))
-    marker.unlink()  # it has run, to learn the shape that it gives
+    """A model whose code creates `marker` wherever it runs."""
+    inputs, path = keras.Input((4,)), str(marker)
+    code = keras.layers.Lambda(lambda x: (__import__("pathlib").Path(path).touch(), x)[1])
+    model = keras.Model(inputs, keras.layers.Dense(2)(code(inputs)))
+    marker.unlink()  # Keras has run the code to infer the shape
     return model
 
 
 @pytest.mark.filterwarnings("ignore:.*HDF5 file via:UserWarning")
 @pytest.mark.parametrize("name", ["model.keras", "model.h5", "model.hdf5", "renamed.weights.h5", "zipped.h5"])
-def test_code_in_a_model_file_is_refused_and_not_run(name: str, tmp_path: Path) -> None:
+def test_code_in_a_model_file_is_refused_and_does_not_run(name: str, tmp_path: Path) -> None:
     marker, path = tmp_path / "ran", tmp_path / name
-    kind = ".keras" if name in ("model.keras", "zipped.h5") else ".h5"
-    whole = tmp_path / f"whole{kind}"
-    model_with_code(marker).save(whole)
+    saved = tmp_path / ("saved.keras" if name in ("model.keras", "zipped.h5") else "saved.h5")
+    model_with_code(marker).save(saved)
     assert not marker.exists()
-    keras.saving.load_model(whole, safe_mode=False)
-    assert marker.exists()  # so there is code in it
+    keras.saving.load_model(saved, safe_mode=False)
+    assert marker.exists()  # the file does contain code
     marker.unlink()
-    whole.rename(path)
+    saved.rename(path)
     with pytest.raises(InputError, match=name.replace(".", r"\.")):
-        mobilenet(path)
+        toy_backbone(path)
     assert not marker.exists()
 
 
 @pytest.mark.parametrize("name", ["weights.pkl", "objects.weights.h5", "objects.npy"])
-def test_pickled_weights_are_refused_and_not_run(name: str, tmp_path: Path) -> None:
+def test_pickled_weights_are_refused_and_nothing_in_them_runs(name: str, tmp_path: Path) -> None:
     sprung, path = tmp_path / "sprung", tmp_path / name
     if path.suffix == ".npy":
         np.save(path, np.array([pipeline.Trap(sprung)], dtype=object), allow_pickle=True)
     else:
         path.write_bytes(pickle.dumps(pipeline.Trap(sprung)))
     with pytest.raises(InputError, match=name.replace(".", r"\.")):
-        mobilenet(path)
+        toy_backbone(path)
     assert not sprung.exists()
 
 
-def test_page_instead_of_weights_is_refused(tmp_path: Path) -> None:
+def test_web_page_in_place_of_weights_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "page.h5"
     path.write_text("<!DOCTYPE html><title>404</title>")
-    with pytest.raises(InputError, match=r"page\.h5 does not fit mobilenet"):
-        mobilenet(path)
+    with pytest.raises(InputError, match=rf"page\.h5 does not fit {BACKBONE}"):
+        toy_backbone(path)
 
 
-def code(folder: Path) -> Path:
+def full_model(folder: Path) -> Path:
     path = folder / "model.h5"
     model_with_code(folder / "ran").save(path)
     return path
 
 
-def not_a_number(folder: Path) -> Path:
+def nan_weights(folder: Path) -> Path:
     path = folder / "nan.weights.h5"
-    model = mobilenet(Path("none"))
-    kernel = model.get_layer("conv1").get_weights()[0]
-    kernel[0, 0, 0, 0] = np.nan
-    model.get_layer("conv1").set_weights([kernel])
+    model = toy_backbone("none")
+    model.set_weights([np.full_like(weights, np.nan) for weights in model.get_weights()])
     model.save_weights(path)
     return path
 
 
 @pytest.mark.filterwarnings("ignore:.*HDF5 file via:UserWarning")
 @pytest.mark.parametrize(
-    ("script", "flags"),
+    ("script", "make", "message"),
     [
-        (contract.SEGNET, ("--backbone", pipeline.BACKBONE, "--input-size", str(pipeline.SIZE), "--epochs", "1")),
-        (contract.CLASSIFIER, ("--backbone", pipeline.BACKBONE, "--epochs", "1")),
+        (contract.SEGNET, full_model, "it holds a full model"),
+        (contract.CLASSIFIER, nan_weights, f"weights of {BACKBONE} are NaN or infinite"),
     ],
 )
-@pytest.mark.parametrize(("make", "message"), [(code, "a whole model"), (not_a_number, "NaN or infinite")])
-def test_weights_that_are_none_end_a_training_before_it_begins(
+def test_unusable_weights_stop_the_script_before_training(
     script: str,
-    flags: tuple[str, ...],
     make: Callable[[Path], Path],
     message: str,
     own_chain: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fit(*_: object, **__: object) -> None:
-        raise AssertionError("it trains")
-
     path = make(own_chain)
-    monkeypatch.setattr("melanoma.training.fit", fit)
-    assert exit_code(monkeypatch, script, *places(own_chain), *flags, "--weights", str(path)) == 2
+    monkeypatch.setattr(loop, "fit", lambda *_: pytest.fail("training began"))
+    flags = ("--backbone", BACKBONE, "--input-size", str(pipeline.SIZE), "--weights", str(path))
+    assert exit_code(monkeypatch, script, *places(own_chain), *flags) == 2
     error = capsys.readouterr().err
-    assert message in error and str(path) in error and plainly(error)
+    assert message in error and str(path) in error and is_one_line(error)
     assert not (own_chain / "ran").exists()
 
 
 @pytest.fixture
-def keras_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keras' cache of weights, empty, on a machine without network."""
+def keras_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keras' folder of downloaded weights, empty, on a machine without network."""
     monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path / "keras"))  # read from there at import
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # where nothing listens
-    monkeypatch.setattr(urllib.request, "_opener", None)  # that of an earlier test knows other proxies
+    monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path / "keras"))  # Keras reads it at import
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.setattr(urllib.request, "_opener", None)  # remembers the proxies of an earlier download
     folder = tmp_path / "keras" / "models"
     folder.mkdir(parents=True)
     return folder
@@ -327,9 +346,9 @@ def keras_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (
             contract.CLASSIFIER,
-            "densenet121",
-            "densenet121_weights_tf_dim_ordering_tf_kernels_notop.h5",
-            "with checksum 30ee3e1110167f948a6b9946edeeb738",
+            "vgg16",
+            "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5",
+            "with checksum 6d6bbae143d832006294945121d1f1fc",
         ),
         (
             contract.SEGNET,
@@ -339,63 +358,68 @@ def keras_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ),
     ],
 )
-def test_weights_that_cannot_be_fetched_tell_what_was_expected_and_what_goes_without(
+def test_failed_download_of_weights_names_what_was_expected_and_the_flags_that_need_none(
     script: str,
     backbone: str,
     file: str,
     checksum: str,
     own_chain: Path,
-    keras_home: Path,
+    keras_cache: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    if backbone == "densenet121":  # in the cache is another file than the one that Keras knows
-        (keras_home / file).write_bytes(b"another")
+    if backbone == "vgg16":
+        (keras_cache / file).write_bytes(b"content with another checksum")
     flags = ("--backbone", backbone, "--input-size", str(pipeline.SIZE), "--epochs", "1")
     assert exit_code(monkeypatch, script, *places(own_chain), *flags) == 2
     error = capsys.readouterr().err
-    expected = ("URL fetch failure", f"/{file}, {checksum}", str(keras_home), "--weights FILE", "--weights none")
-    assert all(words in error for words in (*expected, "--pretrained")) and plainly(error)
+    expected = ("URL fetch failure", f"/{file}, {checksum}", str(keras_cache), "--weights FILE", "--weights none")
+    assert all(words in error for words in (*expected, "--pretrained")) and is_one_line(error)
 
 
-def test_weights_that_were_fetched_by_half_are_named(
-    own_chain: Path, keras_home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_truncated_download_of_weights_is_named(
+    own_chain: Path, keras_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = keras_home / "mobilenet_1_0_224_tf_no_top.h5"
+    path = keras_cache / "mobilenet_1_0_224_tf_no_top.h5"
     keras.saving.save_model(dense(200), path)
     path.write_bytes(path.read_bytes()[:100_000])
     flags = ("--backbone", "mobilenet", "--epochs", "1")
     assert exit_code(monkeypatch, contract.CLASSIFIER, *places(own_chain), *flags) == 2
     error = capsys.readouterr().err
-    assert f"{path}, which Keras fetched, is damaged" in error and "delete it" in error and plainly(error)
+    assert f"{path}, which Keras fetched, is damaged" in error and "delete it" in error and is_one_line(error)
 
 
-# ------------------------------------------------------------------------------------------------------------- devices
+# -------------------------------------------------------------------------------------------------------------- devices
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "backend",
-    ["tensorflow", pytest.param("jax", marks=pytest.mark.skipif(not find_spec("jax"), reason="JAX is not there"))],
+    ["tensorflow", pytest.param("jax", marks=pytest.mark.skipif(not find_spec("jax"), reason="JAX is not installed"))],
 )
-def test_too_large_a_batch_is_told(backend: str, own_chain: Path) -> None:
-    def limited() -> None:
+def test_batch_that_exceeds_the_memory_is_reported(backend: str, own_chain: Path) -> None:
+    def limit_memory() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
 
-    script = str(pipeline.ROOT / contract.SEGNET)
-    large = ("--input-size", str(1 << 16), "--batch-size", "4", "--limit", "4")  # 206 GB at the first layer
-    words = [sys.executable, script, *places(own_chain), *SMALL_SEGNET, *large]
-    environment = os.environ | {"KERAS_BACKEND": backend}
-    done = subprocess.run(words, env=environment, preexec_fn=limited, capture_output=True, text=True, check=False)
+    too_large = ("--input-size", str(1 << 16), "--batch-size", "4", "--limit", "4")  # 206 GB at the first layer
+    done = subprocess.run(
+        [sys.executable, str(pipeline.ROOT / contract.SEGNET), *places(own_chain), *SEGNET_FLAGS, *too_large],
+        env=os.environ | {"KERAS_BACKEND": backend},
+        preexec_fn=limit_memory,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 2, done.stderr
-    said = [line for line in done.stderr.splitlines() if line.startswith(contract.SEGNET)]
-    assert len(said) == 1 and f"{hardware.MEMORY}: try a smaller --batch-size" in said[0]
+    messages = [line for line in done.stderr.splitlines() if line.startswith(contract.SEGNET)]
+    assert len(messages) == 1 and f"{hardware.MEMORY}: try a smaller --batch-size" in messages[0]
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="other backends know their GPUs")
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="TensorFlow is not the backend")
 @pytest.mark.parametrize(
     ("script", "flags"),
-    [(contract.SEGNET, SMALL_SEGNET), (contract.CLASSIFIER, SMALL_CLASSIFIER), (contract.EVALUATION, ("--occlusion",))],
+    [(contract.SEGNET, SEGNET_FLAGS), (contract.CLASSIFIER, CLASSIFIER_FLAGS), (contract.EVALUATION, ("--occlusion",))],
 )
 def test_gpu_that_is_too_new_is_refused(
     script: str,
@@ -406,14 +430,10 @@ def test_gpu_that_is_too_new_is_refused(
 ) -> None:
     import tensorflow as tf
 
-    def built_for(*_: object) -> dict[str, list[str]]:
-        return {"cuda_compute_capabilities": ["sm_80", "compute_90"]}
-
-    monkeypatch.setattr(tf.sysconfig, "get_build_info", built_for)
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: [argparse.Namespace(name="GPU:0")])
-    monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda _: {"compute_capability": (9, 0)})
-    hardware.check()
+    built = {"cuda_compute_capabilities": ["sm_80", "compute_90"]}
+    monkeypatch.setattr(tf.sysconfig, "get_build_info", lambda: built)
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda _: [SimpleNamespace(name="GPU:0")])
     monkeypatch.setattr(tf.config.experimental, "get_device_details", lambda _: {"compute_capability": (12, 0)})
     assert exit_code(monkeypatch, script, *places(own_chain), *flags) == 2
     error = capsys.readouterr().err
-    assert "compute capability 12.0" in error and "requirements/jax.txt" in error and plainly(error)
+    assert "compute capability 12.0" in error and "requirements/jax.txt" in error and is_one_line(error)

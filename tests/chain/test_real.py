@@ -1,13 +1,14 @@
-"""The challenge's own photographs and ImageNet weights, where they lie beside the repository."""
+"""Real images of the challenge and ImageNet weights, where they are stored beside the repository."""
 
 import json
 from pathlib import Path
 
 from melanoma.artifacts import contract
-from melanoma.artifacts.store import Store
+from melanoma.classes import SPLITS
 from melanoma.dataset import decode, duplicates
 from melanoma.dataset.cache import Cache
 from melanoma.dataset.workers import Workers
+from melanoma.metrics import bootstrap
 from melanoma.models import classifier
 from melanoma.sources import isic
 
@@ -16,124 +17,134 @@ import pandas as pd
 import pipeline
 import pytest
 from PIL import Image
+from pipeline import reader
 
 SHARED = pipeline.ROOT.parent / "shared"
-PHOTOGRAPHS = SHARED / "isic2017"
+SOURCE = SHARED / "isic2017"
+FULL_SIZE = SHARED / "isic2017_fullres"
 WEIGHTS = SHARED / "weights" / "mobilenet_v2_imagenet_notop.weights.h5"
 
-SAME_PICTURES = {  # to the eye; the first four pairs are of train and validation
+DRAWS = bootstrap.DRAWS
+DUPLICATES = {  # found by eye; the first four pairs are of train and validation
     *("0012970/0012127", "0000157/0014946", "0000171/0015124", "0000215/0015313"),
     *("0000164/0014795", "0000165/0014788", "0000204/0014748", "0000205/0014742", "0000206/0014739", "0000222/0014846"),
     *("0000224/0014791", "0000225/0014778", "0000229/0014771", "0012290/0013594", "0012672/0012673", "0012756/0013184"),
 }
-FULL_SIZE = SHARED / "isic2017_fullres"
 
-needs_full_size = pytest.mark.skipif(not FULL_SIZE.is_dir(), reason=f"{FULL_SIZE} is absent")
-needs_photographs = pytest.mark.skipif(not PHOTOGRAPHS.is_dir(), reason=f"{PHOTOGRAPHS} is absent")
-needs_weights = pytest.mark.skipif(not WEIGHTS.is_file(), reason=f"{WEIGHTS} is absent")
-
-
-@needs_photographs
-def test_official_splits_have_their_numbers() -> None:
-    splits = isic.read_source(PHOTOGRAPHS).records
-    counts = {split: np.bincount([record.label or 0 for record in records]) for split, records in splits.items()}
-    assert counts["train"].tolist() == [1372, 374, 254]
-    assert counts["val"].tolist() == [78, 30, 42]
-    assert all(record.mask is not None and record.label is not None for split in splits.values() for record in split)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not SOURCE.is_dir(), reason="the images of the challenge are absent"),
+]
+needs_full_size = pytest.mark.skipif(not FULL_SIZE.is_dir(), reason="the full-size images are absent")
+needs_weights = pytest.mark.skipif(not WEIGHTS.is_file(), reason="the ImageNet weights are absent")
 
 
-@needs_photographs
-def test_preprocessing_of_photographs(tmp_path: Path) -> None:
-    flags = ("--source", str(PHOTOGRAPHS), "--limit", "6", "--size", "64", "--copies", "1")
+@pytest.fixture(autouse=True)
+def all_draws(few_draws: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Intervals as outside of tests."""
+    monkeypatch.setattr(bootstrap, "DRAWS", DRAWS)
+
+
+def metrics(folder: Path, split: str) -> tuple[dict[str, float], dict[str, list[float]]]:
+    """Metrics of MobileNetV2 in a finished chain, and their intervals."""
+    systems = json.loads((folder / "graphics" / "metrics.json").read_text())["systems"]
+    found = systems["mobilenetv2"]["splits"][split]
+    return found["metrics"], found["intervals"]
+
+
+def test_official_splits_have_their_class_counts() -> None:
+    records = isic.read_source(SOURCE).records
+    counts = {split: np.bincount([record.label or 0 for record in found]).tolist() for split, found in records.items()}
+    assert counts["train"] == [1372, 374, 254]
+    assert counts["val"] == [78, 30, 42]
+    assert all(record.mask is not None and record.label is not None for found in records.values() for record in found)
+
+
+def test_arrays_of_real_images_are_plausible(tmp_path: Path) -> None:
+    flags = ("--source", str(SOURCE), "--limit", "6", "--size", "64", "--copies", "1")
     pipeline.run(contract.PREPROCESSING, tmp_path, *flags)
-    store = Store(tmp_path / "data", contract.SEGNET, {})
+    store = reader(tmp_path)
     assert {"train", "val"} <= set(store.splits())
     for split in ("train", "val"):
         images, masks = store.load("images", split=split), store.load("masks", split=split)
         assert images.shape == (6, 64, 64, 3)
         assert store.load("labels", split=split).tolist() == [0, 1, 2, 0, 1, 2]
-        share = masks.mean(axis=(1, 2, 3))
-        assert ((share > 0.005) & (share < 0.95)).all()
+        area = masks.mean(axis=(1, 2, 3))
+        assert ((area > 0.005) & (area < 0.95)).all()
         inside = masks[..., 0].astype(bool)
         assert images[inside].mean() < images[~inside].mean()  # lesions are darker than skin
 
 
-@needs_photographs
 @needs_weights
-def test_imagenet_weights_give_features_that_tell_photographs_apart() -> None:
-    records = isic.read_split(PHOTOGRAPHS, "val")[:2]
-    photographs = np.stack([decode.read_pair(record.image, None, 96).image for record in records])
+def test_features_with_imagenet_weights_differ_between_images() -> None:
+    records = isic.read_split(SOURCE, "val")[:2]
+    images = np.stack([decode.read_pair(record.image, None, 96).image for record in records])
     network = classifier.build("mobilenetv2", 96, str(WEIGHTS))
-    features = network.extractor().predict_on_batch(photographs)
+    features = network.extractor().predict_on_batch(images)
     assert features.shape == (2, 1280) and np.isfinite(features).all()
-    assert features.min() >= 0 and 0.1 < features.mean() < 3  # ReLU6, and alive
+    assert features.min() >= 0 and 0.1 < features.mean() < 3  # after ReLU6
     assert abs(features[0] - features[1]).mean() > 0.05
 
 
 @needs_full_size
 @pytest.mark.parametrize("size", [256, 384])
-def test_fast_decoding_stays_near_full_decoding(size: int) -> None:
+def test_scaled_decoding_is_close_to_full_decoding(size: int) -> None:
     records = isic.read_split(FULL_SIZE, "val")
     assert len(records) == 11
     for record in records:
         assert record.mask
-        pair = decode.read_pair(record.image, record.mask, size)
-        with Image.open(record.image) as picture, Image.open(record.mask) as outline:
-            full = np.asarray(picture.resize((size, size), Image.Resampling.BILINEAR)).astype(int)
-            area = (np.asarray(outline.resize((size, size), Image.Resampling.BILINEAR)) > 127).mean()
-        assert abs(full - pair.image).mean() <= 2
-        assert pair.mask is not None and pair.mask.mean() == pytest.approx(area, rel=0.005)
+        decoded = decode.read_pair(record.image, record.mask, size)
+        with Image.open(record.image) as image, Image.open(record.mask) as mask:
+            full = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)).astype(int)
+            area = (np.asarray(mask.resize((size, size), Image.Resampling.BILINEAR)) > decode.THRESHOLD).mean()
+        assert abs(full - decoded.image).mean() <= 2
+        assert decoded.mask is not None and decoded.mask.mean() == pytest.approx(area, rel=0.005)
 
 
-@needs_photographs
-def test_duplicates_of_the_challenge_are_found(tmp_path: Path) -> None:
-    splits = isic.read_source(PHOTOGRAPHS).records
-    records = splits["train"] + splits["val"]
+def test_duplicates_of_the_challenge_are_found_and_nothing_else(tmp_path: Path) -> None:
+    source = isic.read_source(SOURCE).records
+    records = source["train"] + source["val"]
     with Workers(None) as workers, Cache(tmp_path, 64) as cache:
         cache.read(records, workers)
-        found = duplicates.find(lambda place: cache.thumbnail(records[place]), len(records), workers)
-    pairs = {frozenset(records[place].id for place in (match.first, match.second)) for match in found}
-    assert pairs == {frozenset(f"ISIC_{number}" for number in pair.split("/")) for pair in SAME_PICTURES}
+        matches = duplicates.find(lambda position: cache.thumbnail(records[position]), len(records), workers)
+    pairs = {frozenset(records[position].id for position in (match.first, match.second)) for match in matches}
+    assert pairs == {frozenset(f"ISIC_{number}" for number in pair.split("/")) for pair in DUPLICATES}
 
 
-@needs_photographs
 @needs_weights
 @pytest.mark.parametrize("shuffled", [False, True])
-def test_shuffled_labels_are_not_learnt(tmp_path: Path, shuffled: bool) -> None:
-    """Were copies of a judged photograph learnt from, a cross-validation would know even labels that mean nothing."""
+def test_cross_validation_learns_true_labels_but_not_shuffled_ones(tmp_path: Path, shuffled: bool) -> None:
+    """If augmented copies of an evaluated image were trained on, shuffled labels would be predicted too."""
     source = tmp_path / "source"
     source.mkdir()
-    for path in PHOTOGRAPHS.iterdir():
-        if path.is_dir():
-            (source / path.name).symlink_to(path)
-        elif path.name.endswith("Part3_GroundTruth.csv"):
-            table = pd.read_csv(path)
-            if shuffled:
-                rows = np.random.default_rng(0).permutation(len(table))
-                table[table.columns[1:]] = table[table.columns[1:]].to_numpy()[rows]
-            table.to_csv(source / path.name, index=False)
+    for split in SPLITS[:2]:
+        for folder in (isic.image_folder, isic.mask_folder):
+            folder(source, split).symlink_to(folder(SOURCE, split))
+        table = pd.read_csv(isic.label_file(SOURCE, split))
+        if shuffled:
+            rows = np.random.default_rng(0).permutation(len(table))
+            table[table.columns[1:]] = table[table.columns[1:]].to_numpy()[rows]
+        table.to_csv(isic.label_file(source, split), index=False)
     flags = ("--source", str(source), "--limit", "300", "--size", "64", "--copies", "2")
     pipeline.run(contract.PREPROCESSING, tmp_path, *flags)
-    pipeline.stand_in_for_segnet(tmp_path)
+    pipeline.use_true_masks(tmp_path)
     pipeline.run(contract.ROI, tmp_path)
-    choices = ("--backbone", "mobilenetv2", "--weights", str(WEIGHTS), "--train", "head", "--no-tta")
-    pipeline.run(contract.CLASSIFIER, tmp_path, *choices, "--folds", "3", "--epochs", "20", "--batch-size", "64")
+    network = ("--backbone", "mobilenetv2", "--weights", str(WEIGHTS), "--train", "head", "--no-tta")
+    pipeline.run(contract.CLASSIFIER, tmp_path, *network, "--folds", "3", "--epochs", "20", "--batch-size", "64")
     pipeline.run(contract.EVALUATION, tmp_path)
-    judged = json.loads((tmp_path / "graphics" / "metrics.json").read_text())["systems"]["mobilenetv2"]["splits"]
+    _, intervals = metrics(tmp_path, "train")
     for name in ("melanoma auc", "seborrheic keratosis auc", "mean auc"):
-        low, high = judged["train"]["intervals"][name]
+        low, high = intervals[name]
         assert low < 0.5 < high if shuffled else low > 0.55
 
 
-@needs_photographs
-def test_pretrained_networks_on_photographs(tmp_path: Path) -> None:
-    pipeline.run(contract.PREPROCESSING, tmp_path, "--source", str(PHOTOGRAPHS), "--limit", "30", "--copies", "1")
+def test_pretrained_networks_work_on_real_images(tmp_path: Path) -> None:
+    pipeline.run(contract.PREPROCESSING, tmp_path, "--source", str(SOURCE), "--limit", "30", "--copies", "1")
     pipeline.run(contract.SEGNET, tmp_path, "--pretrained", "--no-tta")
     pipeline.run(contract.ROI, tmp_path)
     pipeline.run(contract.CLASSIFIER, tmp_path, "--pretrained")
     pipeline.run(contract.EVALUATION, tmp_path)
-    masks, classes = (
-        json.loads((tmp_path / "graphics" / f"{name}.json").read_text()) for name in ("segmentation", "metrics")
-    )
-    assert masks["splits"]["val"]["metrics"]["jaccard"] > 0.7
-    assert classes["systems"]["mobilenetv2"]["splits"]["val"]["metrics"]["mean auc"] > 0.8
+    masks = json.loads((tmp_path / "graphics" / "segmentation.json").read_text())["splits"]["val"]
+    assert masks["n"] == 30 and masks["metrics"]["jaccard"] > 0.7
+    found, _ = metrics(tmp_path, "val")
+    assert found["mean auc"] > 0.8

@@ -323,7 +323,7 @@ def test_split_that_lost_its_labels_is_predicted_but_not_evaluated(own_source: P
     assert not list(graphics.glob("*_test.png"))
 
 
-# ---------------------------------------------------------------------------------------------- settings of preprocessing
+# -------------------------------------------------------------------------------------------- settings of preprocessing
 
 
 def test_only_augmented_copies_depend_on_the_seed(
@@ -336,8 +336,8 @@ def test_only_augmented_copies_depend_on_the_seed(
     assert arrays.keys() == others.keys()
     assert {name for name in arrays if arrays[name] != others[name]} == {"train_images.npy", "train_masks.npy"}
     for name in ("images", "masks"):
-        originals = [reader(folder).load(name, split="train")[: COUNTS["train"]] for folder in (preprocessed, tmp_path)]
-        assert np.array_equal(*originals)
+        first, second = (reader(folder).load(name, split="train") for folder in (preprocessed, tmp_path))
+        assert np.array_equal(first[: COUNTS["train"]], second[: COUNTS["train"]])
 
 
 def test_limit_takes_the_first_images_of_each_split_without_changing_them(

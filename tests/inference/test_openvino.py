@@ -16,6 +16,7 @@ from melanoma.sources import isic
 import keras
 import numpy as np
 import pytest
+import toy
 
 SIZE = 32  # pixels
 MANY = openvino.MIN_VIEWS
@@ -41,14 +42,14 @@ def make_images(count: int = 3, size: int = SIZE) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, size, size, 3)).astype(np.uint8)
 
 
-def toy(batchnorm: bool = False) -> keras.Model:
+def small_network(batchnorm: bool = False) -> keras.Model:
     """A small random network with dropout, which prediction must switch off."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input((SIZE, SIZE, 3))
     x = keras.layers.AveragePooling2D(8)(keras.layers.Rescaling(1 / 255)(inputs))
     x = keras.layers.BatchNormalization()(x) if batchnorm else x
     x = keras.layers.Dropout(0.6)(keras.layers.Flatten()(x))
-    return keras.Model(inputs, keras.layers.Dense(2)(x), name="toy")
+    return keras.Model(inputs, keras.layers.Dense(2)(x), name="small")
 
 
 def update_statistics(model: keras.Model, images: np.ndarray) -> None:
@@ -80,10 +81,13 @@ NETWORKS: dict[str, Callable[[], keras.Model]] = {
 @needs_openvino
 @pytest.mark.parametrize(
     "build",
-    [lambda: toy(batchnorm=True), *(pytest.param(one, marks=pytest.mark.slow) for one in NETWORKS.values())],
-    ids=["toy", *NETWORKS],
+    [lambda: small_network(batchnorm=True), *(pytest.param(one, marks=pytest.mark.slow) for one in NETWORKS.values())],
+    ids=["small", *NETWORKS],
 )
-def test_converted_network_computes_what_keras_computes(build: Callable[[], keras.Model]) -> None:
+def test_converted_network_computes_what_keras_computes(
+    build: Callable[[], keras.Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segmentation, "ENCODER", toy.SEGNET_ENCODER)
     keras.utils.set_random_seed(0)
     model = build()
     images = make_images(3, model.input_shape[1])
@@ -95,7 +99,7 @@ def test_converted_network_computes_what_keras_computes(build: Callable[[], kera
 
 @needs_openvino
 def test_every_image_gets_its_own_result() -> None:
-    model, images = toy(), make_images(50)
+    model, images = small_network(), make_images(50)
     expected = model.predict_on_batch(images)
     found = openvino.Compiled(model).predict_on_batch(images)
     assert np.allclose(found, expected, atol=0.01)
@@ -130,7 +134,7 @@ def test_pretrained_classifier_in_bfloat16_is_close_to_float32(source: Path, flo
 @needs_openvino
 @pytest.mark.parametrize("change", ["assigned", "trained", "statistics"])
 def test_changed_weights_change_the_predictions(change: str) -> None:
-    model, images = toy(batchnorm=change == "statistics"), make_images(MANY)
+    model, images = small_network(batchnorm=change == "statistics"), make_images(MANY)
 
     def predicted() -> np.ndarray:
         blocks = predict([model], images, 16, "images")
@@ -162,7 +166,7 @@ def test_network_is_compiled_again_only_when_its_weights_change(monkeypatch: pyt
         return compiled(model)
 
     monkeypatch.setattr(openvino, "Compiled", count)
-    models, images = [toy(), toy()], make_images(MANY)
+    models, images = [small_network(), small_network()], make_images(MANY)
     for _ in range(2):
         list(predict(models, images, 16, "images"))
     assert len(made) == 2
@@ -174,7 +178,7 @@ def test_network_is_compiled_again_only_when_its_weights_change(monkeypatch: pyt
 @needs_openvino
 def test_compiled_network_is_freed_with_its_model() -> None:
     gc.collect()
-    before, model = len(openvino._converted), toy()
+    before, model = len(openvino._converted), small_network()
     openvino.converted(model)
     assert len(openvino._converted) == before + 1
     del model
@@ -188,7 +192,7 @@ def test_compiled_network_is_freed_with_its_model() -> None:
 @needs_openvino
 def test_choice_of_openvino_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    models = [toy()]
+    models = [small_network()]
     for _ in range(2):
         list(predict(models, make_images(MANY), 16, "images"))
     logged = [line for line in caplog.messages if line.startswith("predictions by")]
@@ -197,7 +201,7 @@ def test_choice_of_openvino_is_logged_once(caplog: pytest.LogCaptureFixture) -> 
 
 @needs_openvino
 def test_views_and_out_of_fold_models_count_for_the_choice() -> None:
-    models, images = [toy(), toy()], make_images(MANY // 8)
+    models, images = [small_network(), small_network()], make_images(MANY // 8)
     out_of_fold = np.tile([True, False], (len(images), 1))
     options = ((), (True,), (True, out_of_fold))
     chosen = [predict(models, images, 8, "images", *some).inference.name for some in options]
@@ -220,12 +224,12 @@ def test_keras_predicts_if_openvino_is_not_installed(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setitem(sys.modules, "openvino", None)
-    assert "not installed" in reason_for_keras(caplog, toy(), make_images(MANY))
+    assert "not installed" in reason_for_keras(caplog, small_network(), make_images(MANY))
 
 
 def test_keras_predicts_on_a_gpu(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(keras.distribution, "list_devices", lambda: ["gpu:0"])
-    assert reason_for_keras(caplog, toy(), make_images(MANY)) == "there is a GPU"
+    assert reason_for_keras(caplog, small_network(), make_images(MANY)) == "there is a GPU"
 
 
 @pytest.mark.parametrize(
@@ -243,13 +247,13 @@ def test_keras_predicts_in_a_precision_that_openvino_or_the_processor_lacks(
     monkeypatch.setattr(openvino, "load_openvino", lambda: sys.modules["openvino"])
     assert not openvino.obstacle()
     monkeypatch.setattr(keras.config, "dtype_policy", lambda: keras.DTypePolicy(policy))
-    chosen = openvino.Inference([toy()], MANY)
+    chosen = openvino.Inference([small_network()], MANY)
     assert (chosen.name, chosen.reason) == (f"keras {policy}", reason)
 
 
 def test_keras_predicts_on_another_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
-    assert "TensorFlow backend only" in openvino.Inference([toy()], MANY).reason
+    assert "TensorFlow backend only" in openvino.Inference([small_network()], MANY).reason
 
 
 @needs_openvino
@@ -263,7 +267,7 @@ def test_keras_predicts_what_cannot_be_converted(caplog: pytest.LogCaptureFixtur
 
 @needs_openvino
 def test_keras_predicts_few_images(caplog: pytest.LogCaptureFixture) -> None:
-    assert "not worth converting" in reason_for_keras(caplog, toy(), make_images(MANY - 1))
+    assert "not worth converting" in reason_for_keras(caplog, small_network(), make_images(MANY - 1))
 
 
 @needs_openvino

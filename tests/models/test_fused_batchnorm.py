@@ -134,20 +134,16 @@ def test_weight_file_of_the_original_fits_the_copy(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "name",
-    ["densenet121", "efficientnetb0", "inceptionresnetv2", "mobilenetv2", "mobilenetv3small", "resnet50v2", "xception"],
-)
-def test_copy_of_a_real_backbone_predicts_as_the_original(name: str, tmp_path: Path) -> None:
-    keras.utils.set_random_seed(0)
+@pytest.mark.parametrize("name", ["convnexttiny", "densenet121", "efficientnetb0", "mobilenetv2"])
+def test_copy_of_a_real_backbone_equals_the_original(name: str, tmp_path: Path) -> None:
     model = backbones.applications()[name].build(
-        include_top=False, weights=None, input_shape=(96, 96, 3), pooling="avg"
+        include_top=False, weights=None, input_shape=(64, 64, 3), pooling="avg"
     )
     copy, path = with_fused_batchnorm(model), tmp_path / "backbone.weights.h5"
     model.save_weights(path)
     randomise(copy)
     copy.load_weights(path)
-    images = random_images(96)
-    expected = model.predict_on_batch(images)
-    assert copy.predict_on_batch(images) == pytest.approx(expected, rel=1e-3, abs=1e-5 * abs(expected).max())
+    images = random_images(64)
+    expected = np.asarray(model(images))
+    assert np.asarray(copy(images)) == pytest.approx(expected, rel=1e-3, abs=1e-5 * float(abs(expected).max()))
     assert settings(copy) == settings(model)

@@ -21,6 +21,7 @@ from melanoma.errors import InputError
 from melanoma.training import distributed
 from melanoma.training.distributed import Mirrored, Peers, RepeatedDataset, ShardedDataset
 
+import keras
 import numpy as np
 import pipeline
 import pytest
@@ -38,6 +39,17 @@ def free_ports() -> int:
             port = first.getsockname()[1]
             with socket.create_server(("127.0.0.1", port + 1)):
                 return port
+
+
+def test_copied_model_normalises_with_the_copied_statistics() -> None:
+    def build() -> keras.Model:
+        inputs = keras.Input((1,))
+        return keras.Model(inputs, keras.layers.Normalization(name="norm")(inputs))
+
+    source, target = build(), build()
+    source.get_layer("norm").adapt(np.array([[10.0], [30.0]]))
+    distributed.copy_variables(source, target)
+    assert np.asarray(target(np.array([[40.0]]))).item() == pytest.approx(2.0)
 
 
 # ------------------------------------------------------------------------------------------------------------- settings

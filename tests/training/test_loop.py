@@ -13,6 +13,7 @@ from melanoma.training.callbacks import TrainingRun
 import keras
 import numpy as np
 import pytest
+import toy
 import toy_training
 from toy_training import dense, regression
 
@@ -30,7 +31,10 @@ def segnet() -> keras.Model:
 
 
 @pytest.mark.parametrize("build", [convolution, pytest.param(segnet, marks=pytest.mark.slow)])
-def test_loss_falls_on_eight_images(build: Callable[[], keras.Model], tmp_path: Path) -> None:
+def test_loss_falls_on_eight_images(
+    build: Callable[[], keras.Model], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(segmentation, "ENCODER", toy.SEGNET_ENCODER)
     keras.utils.set_random_seed(0)
     masks = np.zeros((8, SIZE, SIZE, 1), np.uint8)
     for mask, (top, left) in zip(masks, np.random.default_rng(0).integers(2, 8, (8, 2)), strict=True):
