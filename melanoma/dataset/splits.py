@@ -12,7 +12,6 @@ from melanoma.errors import InputError
 from melanoma.sources import isic
 
 import numpy as np
-from sklearn.model_selection import KFold, StratifiedKFold
 
 # Images per class (nevus, melanoma, keratosis) in the 2018 repository: all 2750, and those of validation and test.
 POOL_2018 = (1843, 521, 386)
@@ -158,6 +157,8 @@ def assign_folds(ids: Sequence[str], labels: np.ndarray | None, folds: int, seed
         raise InputError(f"--folds {folds} is more than the {len(originals)} training images")
     fold_of_row = np.zeros(len(ids), int)
     if folds > 1:
+        from sklearn.model_selection import KFold, StratifiedKFold  # 60 MB that step 1 does not need
+
         classes = None if labels is None else np.asarray(labels)[originals]
         stratify = classes is not None and np.bincount(classes).max() >= folds
         splitter = (StratifiedKFold if stratify else KFold)(folds, shuffle=True, random_state=seed)

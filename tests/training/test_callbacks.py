@@ -1,6 +1,8 @@
 """What happens around every epoch: NaN checks, saved states, and trainings that continue after an interruption."""
 
+import gc
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,14 @@ import numpy as np
 import pytest
 import toy_training
 from toy_training import dense, dropout, regression
+
+
+@pytest.fixture(autouse=True)
+def iterators_freed() -> Iterator[None]:
+    """Frees what interrupted trainings leave behind: the longer tf.data ran, the longer freeing its iterator takes."""
+    yield
+    gc.collect()
+
 
 # ----------------------------------------------------------------------------------------------------- NaN and infinity
 
