@@ -1,4 +1,4 @@
-"""Fixtures that several rooms share: the synthetic source, the finished chain, fewer bootstrap draws."""
+"""Fixtures that several rooms share: the synthetic source, the finished chain."""
 
 import logging
 import shutil
@@ -8,20 +8,15 @@ from pathlib import Path
 from melanoma.metrics import bootstrap
 from melanoma.sources import synthetic
 
+import pipeline
 import pytest
 
-
-@pytest.fixture(autouse=True)
-def few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Intervals need not be precise in tests."""
-    monkeypatch.setattr(bootstrap, "DRAWS", 50)
+bootstrap.DRAWS = 50  # intervals need not be precise in tests
 
 
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A source of synthetic images in the official layout; read only."""
-    import pipeline
-
     folder = tmp_path_factory.mktemp("source")
     synthetic.write_sample(folder, pipeline.COUNTS, size=(60, 80))
     return folder
@@ -30,8 +25,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def finished(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which all five scripts have run; read only."""
-    import pipeline
-
     folder = tmp_path_factory.mktemp("finished")
     pipeline.run_all(source, folder, "full")
     return folder
@@ -46,8 +39,6 @@ def own_source(source: Path, tmp_path: Path) -> Path:
 @pytest.fixture
 def own_chain(finished: Path, tmp_path: Path) -> Path:
     """A copy of the finished chain that a test may change."""
-    import pipeline
-
     return pipeline.copy(finished, tmp_path / "chain")
 
 

@@ -93,20 +93,23 @@ def fit_until_interrupted(epoch: int, *arguments: Any, **changes: Any) -> None:
         patch.setattr(CheckpointCallback, "on_train_batch_end", interrupt)
         with pytest.raises(KeyboardInterrupt):
             toy_training.fit(*arguments, **changes)
+    gc.collect()  # see `iterators_freed`
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_resumed_training_ends_with_exactly_the_weights_of_an_uninterrupted_one(ema: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("ema", "epochs"), [(0.0, (3,)), (0.9, (1, 3))])
+def test_resumed_training_ends_with_exactly_the_weights_of_an_uninterrupted_one(
+    ema: float, epochs: tuple[int, ...], tmp_path: Path
+) -> None:
     model = dropout()
-    settings: dict[str, Any] = {"epochs": 5, "ema": ema}
+    settings: dict[str, Any] = {"epochs": 4, "ema": ema}
     uninterrupted = toy_training.fit(model, regression(4, seed=3), tmp_path / "uninterrupted", **settings)
-    for epoch in (1, 4):
+    for epoch in epochs:
         folder = tmp_path / str(epoch)
         fit_until_interrupted(epoch, dropout(), regression(4, seed=3), folder, **settings)
         resumed_model = dropout()
         resumed = toy_training.fit(resumed_model, regression(4, seed=3), folder, **settings)
         assert resumed.history == uninterrupted.history and resumed.best_epoch == uninterrupted.best_epoch
-        assert len(resumed.seconds) == 5
+        assert len(resumed.seconds) == 4
         assert toy_training.same_weights(resumed_model, model)
 
 

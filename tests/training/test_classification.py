@@ -100,6 +100,8 @@ def test_classes_are_balanced_by_one_method(
         assert ("focal" in objective.loss) == (balance == "focal")
         raise KeyboardInterrupt
 
+    features = {split: np.zeros((len(ids), 8), np.float32) for split, ids in IDS.items()}
+    monkeypatch.setattr(ClassifierTrainer, "_features", lambda *_: features)
     monkeypatch.setattr(classification.loop, "fit", stop)
     with pytest.raises(KeyboardInterrupt):
         trainer(folder, balance=balance).train()
