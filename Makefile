@@ -5,7 +5,7 @@ RUN := $(ENVIRONMENT)/bin/python
 PYTEST := $(RUN) -m pytest --numprocesses 2 --dist loadfile
 LOCK := $(ENVIRONMENT)/bin/uv pip compile --universal --python-version 3.11 --quiet --upgrade --custom-compile-command 'make lock'
 
-# The demo is small, so that it shows the whole chain in minutes on two cores. BACKBONE=densenet121 runs the long one.
+# The demo is small, so that the whole chain runs in minutes on two cores. BACKBONE=densenet121 takes longer.
 DEMO := demo
 IN_DEMO := --data $(DEMO)/data --graphics $(DEMO)/graphics
 BACKBONE ?= mobilenet
@@ -15,7 +15,7 @@ CLASSIFIER += $(if $(filter mobilenet,$(BACKBONE)),--input-size 64 --epochs 8,--
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all lint figures lock clean
 
-help:  ## this list
+help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
 
 $(ENVIRONMENT)/requirements.installed: requirements.txt
@@ -26,7 +26,7 @@ $(ENVIRONMENT)/%.installed:
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
-demo: $(ENVIRONMENT)/requirements.installed  ## the five scripts on synthetic images: no network, no weights, minutes on a CPU
+demo: $(ENVIRONMENT)/requirements.installed  ## run the five scripts on synthetic images: minutes on a CPU, no data or weights to download
 	@rm -rf $(DEMO)
 	$(RUN) -m melanoma.sources.synthetic --out $(DEMO)/source --train 480
 	$(RUN) segmentation_01_preprocessing.py --source $(DEMO)/source $(IN_DEMO) --size 96
@@ -36,22 +36,22 @@ demo: $(ENVIRONMENT)/requirements.installed  ## the five scripts on synthetic im
 	$(RUN) evaluate.py $(IN_DEMO)
 	@echo; echo "Open $(DEMO)/graphics/report.html. The PNGs:"; ls $(DEMO)/graphics/*.png
 
-test: $(ENVIRONMENT)/dev.installed  ## the quick tests, for daily work
+test: $(ENVIRONMENT)/dev.installed  ## run the quick tests
 	$(PYTEST) -m "not slow"
 
-test-all: $(ENVIRONMENT)/dev.installed  ## all tests: also XLA, JAX, Dask, kills, real data
+test-all: $(ENVIRONMENT)/dev.installed  ## run all tests, also those of XLA, JAX, Dask, kills, real data
 	$(PYTEST)
 
-lint: $(ENVIRONMENT)/dev.installed  ## style, types and the layers of the package
+lint: $(ENVIRONMENT)/dev.installed  ## check style, types and the import layers of the package
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
 	$(ENVIRONMENT)/bin/lint-imports
 
-figures: $(ENVIRONMENT)/requirements.installed  ## the drawings of the two networks
+figures: $(ENVIRONMENT)/requirements.installed  ## draw the diagrams of the two networks
 	$(RUN) -m tools.schematics
 
-lock: $(ENVIRONMENT)/dev.installed  ## newest versions into the locks
+lock: $(ENVIRONMENT)/dev.installed  ## update the pinned requirements to the newest versions
 	$(LOCK) requirements.in -o requirements.txt
 	$(LOCK) requirements/gpu.in -c requirements.txt -o requirements/gpu.txt
 	$(LOCK) requirements/jax.in -c requirements.txt -o requirements/jax.txt

@@ -4,13 +4,13 @@ Reads   data/arrays/{train,val,test}_{ids,labels}.npy       from step 1
         data/arrays/{train,val,test}_roi.npy                from step 3
         pretrained/classifier{member}.weights.h5            with --pretrained
         pretrained/classifier.json                          with --pretrained
-Writes  data/arrays/{train,val}_{backbone}_features.npy     float32 (N, C), features of the untrained backbone
-        data/weights/{backbone}_head{member}.weights.h5     the head fitted on them, of each fold and seed
+Writes  data/arrays/{train,val}_{backbone}_features.npy     float32 (N, C), features of the frozen backbone
+        data/weights/{backbone}_head{member}.weights.h5     the head trained on them, for each fold and seed
         data/weights/{backbone}{member}.weights.h5          the whole classifier, best epoch
         data/weights/{backbone}.json                        settings, calibration, training history
         data/arrays/{val,test}_probabilities.npy            float32 (N, 3), calibrated
         data/arrays/train_probabilities.npy                 with --folds: out-of-fold
-        data/checkpoints/                                   states of interrupted trainings, until the script ends
+        data/checkpoints/                                   states of interrupted training, until the script ends
         graphics/{backbone}_{head,full}{member}_curves.png  training curves of each phase
         graphics/{backbone}_{head,full}{member}_history.csv  their values
 
@@ -62,15 +62,15 @@ def build_parser() -> argparse.ArgumentParser:
         "--train",
         choices=classification.PHASES,
         default="full",
-        help="head: the backbone stays frozen, as in 2018; full: first the head, then all weights with augmentation, "
-        "except for the batch normalisation of pretrained backbones",
+        help="head: only the head, on a frozen backbone, as in 2018; full: first the head, then all weights with "
+        "augmentation, except the batch normalisation of pretrained backbones",
     )
     parser.add_argument(
         "--balance",
         choices=classification.BALANCES,
         default=classification.BALANCES[0],
-        help="how rare classes are balanced: augmented copies from step 1; or, without them, loss weights, focal loss, "
-        "sampling all classes equally often, or not at all",
+        help="copies: train on the augmented copies of step 1 too; without them, weights: class weights in the loss; "
+        "focal: focal loss; sampling: sample all classes equally often; none: do not balance the classes",
     )
     parser.add_argument(
         "--folds",
@@ -86,14 +86,14 @@ def build_parser() -> argparse.ArgumentParser:
         default=True,
         help="test-time augmentation: mean over 8 flips and quarter turns",
     )
-    parser.add_argument("--pretrained", action="store_true", help="use the networks in pretrained/, train nothing")
+    parser.add_argument("--pretrained", action="store_true", help="use the networks in pretrained/ instead of training")
     return parser
 
 
 def train(
     arguments: argparse.Namespace, store: Store, roi: str
 ) -> tuple[Ensemble, classification.TrainedClassifiers] | None:
-    """Trains the classifiers; None in a process of a distributed training that does not lead."""
+    """Trains the classifiers; None in a process of distributed training that does not lead."""
     settings = flags.to_dataclass(classification.ClassifierSettings, vars(arguments))
 
     def draw(phase: str, member: str) -> Draw:
@@ -173,7 +173,7 @@ def main(arguments: argparse.Namespace) -> None:
     }
     store = Store(arguments.data, contract.CLASSIFIER, vars(arguments) | fingerprints)
     size = store.load("roi", split=store.splits()[0]).shape[1]
-    roi = classify.region_of_interest(store)
+    roi = classify.roi_setting(store)
     if arguments.pretrained:
         flags.refuse(vars(arguments), build_parser(), OF_TRAINING, "--pretrained trains nothing")
         ensemble, description = load_pretrained(store, roi)

@@ -25,10 +25,10 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         choices=(*SPLITS, *download.KINDS),
         default=[],
-        help="splits, kinds of file, or both; 'val labels' is one file; empty: everything",
+        help="splits, kinds of file, or both; 'val labels' is one file; default: everything",
     )
     parser.add_argument("--keep-zips", action="store_true", help="keep the archives after unpacking")
-    parser.add_argument("--url", default=download.URL, help="folder of the archives, for a mirror")
+    parser.add_argument("--url", default=download.URL, help="URL of the folder with the archives, to use a mirror")
     return parser
 
 

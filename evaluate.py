@@ -1,7 +1,7 @@
 """Step 5 of 5: evaluate melanoma against the rest, and seborrheic keratosis against the rest.
 
-On validation and test, and after a cross-validation (--folds of step 4) also on train, each image by the networks that
-were not trained on it; the files named below are then written for train too.
+Evaluates validation and test. After a cross-validation (--folds in step 4) it also evaluates train, where each image
+was predicted by networks that were not trained on it, and writes the files named below for train too.
 
 Reads   data/arrays/{train,val,test}_{ids,labels}.npy       from step 1
         data/arrays/{train,val,test}_probabilities.npy      from step 4
@@ -17,14 +17,14 @@ Writes  graphics/roc_{val,test}.png                         ROC curves with thei
         graphics/metrics.json                               every metric with its 95 % interval
         graphics/predictions_{val,test}.csv                 one line per image, in the challenge's format
         graphics/report.html, MODEL_CARD.md                 report with all figures; model card
-        graphics/occlusion_{val,test}.png                   AUCs without the lesion and with it only: --occlusion
+        graphics/occlusion_{val,test}.png                   AUCs with the lesion occluded, and with it only: --occlusion
         graphics/gradcam_{val,test}.png                     Grad-CAM of notable cases: --occlusion
         graphics/comparison.json, comparison_{val,test}.png with --compare, which writes nothing else
         data/weights/thresholds.json                        thresholds, chosen on train or validation, or pretrained
 
 Run     python evaluate.py
 Try     python evaluate.py --limit 30
-Expect  README, "Results"
+Expect  docs/results.md
 """
 
 import argparse
@@ -51,10 +51,10 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="CSV",
-        help="predictions of other systems to evaluate too: image_id,melanoma,seborrheic_keratosis",
+        help="predictions of other systems to evaluate too, with columns image_id,melanoma,seborrheic_keratosis",
     )
     parser.add_argument(
-        "--compare", type=Path, nargs=2, metavar="CSV", help="predictions of two systems: only test their difference"
+        "--compare", type=Path, nargs=2, metavar="CSV", help="predictions of two systems: only compare them"
     )
     parser.add_argument(
         "--metadata",
@@ -62,12 +62,13 @@ def build_parser() -> argparse.ArgumentParser:
         nargs="+",
         default=[],
         metavar="CSV",
-        help="image_id,age_approximate,sex, as published with the challenge: melanoma metrics by sex and age",
+        help="adds melanoma metrics by sex and age; with columns image_id,age_approximate,sex, as published with the "
+        "challenge",
     )
     parser.add_argument(
         "--occlusion",
         action="store_true",
-        help="test whether the classifier needs the lesion, and draw which regions it uses (Grad-CAM)",
+        help="test whether the classifier needs the lesion, and show which regions it uses (Grad-CAM)",
     )
     return parser
 
@@ -120,7 +121,7 @@ def main(arguments: argparse.Namespace) -> None:
     metrics = {"systems": results} | store.provenance()
     print_metrics(results, report.is_synthetic(report.made_with(metrics)))
     if unlabelled := [split for split in images.rows if split not in images.labels]:
-        log.info("\nno labels, so no metrics, of %s", ", ".join(unlabelled))
+        log.info("\nno metrics, because there are no labels: %s", ", ".join(unlabelled))
     write_json(graphics / report.METRICS_FILE, metrics)
     if results:
         report.write(graphics, metrics)

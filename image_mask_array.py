@@ -1,4 +1,4 @@
-"""Step 3 of 5: reduces each image to the region of interest, given the predicted lesion mask.
+"""Step 3 of 5: reduces each image to its region of interest, using the predicted lesion mask.
 
 Reads   data/arrays/{train,val,test}_{ids,images,labels}.npy   from step 1
         data/arrays/{train,val,test}_predicted.npy             from step 2
@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--roi",
         choices=roi.ROIS,
         default=ROI,
-        help="mask: black background; crop: enlarged box around the lesion; full: the full image",
+        help="mask: black background; crop: enlarged box around the lesion; full: unchanged image",
     )
     return parser
 
@@ -51,7 +51,7 @@ def write_regions(store: Store, split: str, kind: str) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Writes the regions of interest of every split, and draws some of validation or else of the first split."""
+    """Writes the regions of interest of every split, and draws some of validation or else the first split."""
     store = Store(arguments.data, contract.ROI, vars(arguments))
     splits = store.splits()
     for split in splits:

@@ -43,7 +43,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser = flags.base_parser(__doc__)
     parser.add_argument("--source", type=Path, default=Path("data"), help="folder in the official ISIC 2017 layout")
     parser.add_argument(
-        "--split", choices=(isic.OFFICIAL, "2018"), default=isic.OFFICIAL, help="how images are divided into splits"
+        "--split",
+        choices=(isic.OFFICIAL, "2018"),
+        default=isic.OFFICIAL,
+        help="official: the challenge's own splits; 2018: all labelled images divided as in 2018",
     )
     parser.add_argument("--size", type=flags.positive_int, default=SIZE, help="side of the arrays in pixels")
     parser.add_argument(
@@ -53,13 +56,17 @@ def build_parser() -> argparse.ArgumentParser:
         help="enlarge melanoma and keratosis in train to this many times their number; 1: no augmented copies",
     )
     parser.add_argument(
-        "--check", action="store_true", help="read and check only; what was read is kept for the next run"
+        "--check",
+        action="store_true",
+        help="only read and check, write no arrays; the next run reuses the decoded images",
     )
     parser.add_argument("--skip-bad", action="store_true", help="leave out images that cannot be used")
-    parser.add_argument("--keep-duplicates", action="store_true", help="leave no duplicates out of train")
-    parser.add_argument("--strict", action="store_true", help="stop at warnings")
+    parser.add_argument("--keep-duplicates", action="store_true", help="keep duplicates in train")
+    parser.add_argument("--strict", action="store_true", help="treat warnings as errors")
     places = parser.add_mutually_exclusive_group()
-    places.add_argument("--jobs", type=flags.positive_int, help="processes on this machine; None: one per core")
+    places.add_argument(
+        "--jobs", type=flags.positive_int, help="processes on this machine; default: one per core, on Windows 1"
+    )
     places.add_argument("--cluster", metavar="URL", help="Dask scheduler, tcp://host:port, whose workers do the work")
     return parser
 

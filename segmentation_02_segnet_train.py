@@ -5,7 +5,7 @@ Reads   data/arrays/{train,val,test}_{ids,images,masks,labels}.npy   from step 1
 Writes  data/weights/segnet{member}.weights.h5                weights of the best epoch, of each fold
         data/weights/segnet.json                              network design, threshold, training history
         data/arrays/{train,val,test}_predicted.npy            uint8 (N, S, S, 1), {0, 1}
-        data/checkpoints/                                     states of interrupted trainings, until the script ends
+        data/checkpoints/                                     states of interrupted training, until the script ends
         graphics/segnet{member}_curves.png                    training curves of each fold
         graphics/segnet{member}_history.csv                   their values
         graphics/segnet_overlays.png                          worst, median and best validation masks
@@ -56,7 +56,9 @@ OF_TRAINING = (
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = flags.base_parser(__doc__)
-    parser.add_argument("--network", choices=segmentation.NETWORKS, default=NETWORK, help="segnet has no backbone")
+    parser.add_argument(
+        "--network", choices=segmentation.NETWORKS, default=NETWORK, help="architecture; segnet has no backbone"
+    )
     backbones.add_flags(parser, BACKBONE, "; for unet only")
     parser.add_argument(
         "--input-size",
@@ -64,7 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
         default=INPUT_SIZE,
         help="side of the network's input in pixels; masks keep the size of the arrays",
     )
-    parser.add_argument("--loss", choices=losses.LOSSES, default=LOSS, help="per image")
+    parser.add_argument("--loss", choices=losses.LOSSES, default=LOSS, help="loss function, computed per image")
     flags.training_flags(parser, EPOCHS, BATCH_SIZE, LEARNING_RATE, EMA)
     parser.add_argument(
         "--folds",
@@ -73,20 +75,23 @@ def build_parser() -> argparse.ArgumentParser:
         help="train one network per fold, without the images of that fold; train gets out-of-fold masks, the other "
         "splits the mean of all networks",
     )
-    parser.add_argument("--pretrained", action="store_true", help="use the network in pretrained/, train nothing")
+    parser.add_argument("--pretrained", action="store_true", help="use the network in pretrained/ instead of training")
     switch = argparse.BooleanOptionalAction
     parser.add_argument("--tta", action=switch, default=True, help="test-time augmentation: 8 flips and quarter turns")
-    parser.add_argument("--clean", action=switch, default=True, help="keep the largest component, fill its holes")
+    parser.add_argument(
+        "--clean", action=switch, default=True, help="keep only the largest component and fill its holes"
+    )
     parser.add_argument(
         "--threshold",
         type=flags.fraction,
-        help="a pixel of this probability or more is lesion; default: chosen on validation, or as pretrained",
+        help="pixels of this probability or more are lesion; default: chosen on validation, or that of the pretrained "
+        "network",
     )
     return parser
 
 
 def train(arguments: argparse.Namespace, store: Store) -> TrainedNetworks | None:
-    """Trains the networks; None in a process of a distributed training that does not lead."""
+    """Trains the networks; None in a process of distributed training that does not lead."""
     if not store.has("masks", split="train"):
         raise StageError(
             f"there are no masks of training images: run {contract.PREPROCESSING} on a source with masks, or this "
@@ -96,7 +101,7 @@ def train(arguments: argparse.Namespace, store: Store) -> TrainedNetworks | None
     metrics = {"loss": f"{arguments.loss.replace('_', ' ')} loss", "jaccard": "mean Jaccard index"}
 
     def draw(name: str) -> Draw:
-        title = name.replace(NAME, arguments.network).replace("_", ", ")
+        title = arguments.network + name.removeprefix(NAME).replace("_", ", ")
         return partial(figures.draw_training, arguments.graphics / name, metrics, title)
 
     with distributed.devices(arguments.distribute) as devices:
@@ -138,7 +143,7 @@ def score(store: Store, out_of_fold: bool, seed: int) -> dict[str, dict[str, Any
 
 
 def draw_masks(store: Store, scores: dict[str, Any], graphics: Path) -> None:
-    """Draws the masks of validation; removes the pictures of an earlier run otherwise."""
+    """Draws the masks of validation; otherwise removes those of an earlier run."""
     for name, draw in ((OVERLAYS, figures.draw_overlays), (JACCARD, figures.draw_jaccard)):
         (graphics / name).unlink(missing_ok=True)
         if "val" in scores:

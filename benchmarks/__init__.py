@@ -3,5 +3,5 @@
 preprocessing    speed and memory of step 1, against its version of 2018 and other libraries
 training         speed and memory of training and prediction, against PyTorch
 scaling          training in two processes against one
-kills            a training that is killed again and again against one that is not
+kills            training that is killed repeatedly, against uninterrupted training
 """

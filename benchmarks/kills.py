@@ -1,7 +1,7 @@
-"""Kills step 2 with SIGKILL again and again while it trains, and checks that nothing is lost.
+"""Kills step 2 with SIGKILL repeatedly while it trains, and checks that nothing is lost.
 
 After every kill, at a random moment after the first epoch, the saved state must load. In the end the script may finish:
-its weights must be equal to the bit to those of an uninterrupted run.
+its weights must be bit-identical to those of an uninterrupted run.
 
 Run     python -m benchmarks.kills --kills 50
 """
@@ -53,7 +53,7 @@ def run_to_end(words: list[str]) -> None:
 
 
 def run_and_kill(words: list[str], epochs: int) -> bool:
-    """Kills a training soon after the given number of epochs has started; returns False if it ended before."""
+    """Kills a training run soon after the given number of epochs has started; returns False if it ended before."""
     with start(words) as process:
         assert process.stdout
         started = 0

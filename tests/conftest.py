@@ -1,4 +1,4 @@
-"""Fixtures that several rooms share: the synthetic source, the finished chain."""
+"""Fixtures that several folders of tests share: the synthetic source, the finished chain."""
 
 import logging
 import shutil

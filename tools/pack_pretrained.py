@@ -1,4 +1,4 @@
-"""Packs the networks of the last training as those in `pretrained/`, which `--pretrained` uses without any training.
+"""Packs the networks of the last training run into `pretrained/`, from where `--pretrained` loads them.
 
     python -m tools.pack_pretrained {segnet,classifier} [--data data] [--graphics graphics]
 
@@ -91,7 +91,7 @@ def write(network: str, weights: Sequence[Path], description: dict[str, Any]) ->
 
 
 def pack_segnet(store: Store, graphics: Path) -> None:
-    """Packs the network of the last training of the second script."""
+    """Packs the network of the last training run of the second script."""
     settings = json.loads(store.check("segnet_settings").read_text(encoding="utf-8"))
     used, path = store.written_with("segnet_settings"), graphics / report.SEGMENTATION_FILE
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -99,7 +99,7 @@ def pack_segnet(store: Store, graphics: Path) -> None:
     if not results or results["settings"] | {"inference": None} != used | {"inference": None}:
         raise InputError(f"{path} does not belong to the network in {store.data}: run {contract.SEGNET} again")
     if used["folds"] > 1 or used["limit"]:
-        raise InputError(f"the last training used --folds or --limit: run {contract.SEGNET} without them")
+        raise InputError(f"the last training run used --folds or --limit: run {contract.SEGNET} without them")
     description = {
         "design": settings["design"],
         "threshold": settings["threshold"],

@@ -29,8 +29,8 @@ class File:
             empty or a match of MEMBER_NAME.
         writer: the script that writes it.
         readers: the scripts that read it.
-        dtype: of an array; empty for weights and JSON.
-        shape: of an array. N is the number of images, S their side in pixels, C the number of features.
+        dtype: dtype of an array; empty for weights and JSON.
+        shape: shape of an array. N is the number of images, S their side in pixels, C the number of features.
         low: smallest value allowed.
         high: largest value allowed.
     """
@@ -75,8 +75,8 @@ def check_shape(path: Path, file: File, dtype: np.dtype, shape: tuple[int, ...])
     Args:
         path: for the message.
         file: what the contract requires.
-        dtype: of the array.
-        shape: of the array.
+        dtype: dtype of the array.
+        shape: shape of the array.
 
     Raises:
         InputError: the contract requires others.
@@ -94,7 +94,7 @@ def check_values(path: Path, file: File, array: np.ndarray) -> None:
     Args:
         path: for the message.
         file: what the contract requires.
-        array: of numbers; may be empty.
+        array: array of numbers; may be empty.
 
     Raises:
         InputError: a value is out of range, NaN or infinite.

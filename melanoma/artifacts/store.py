@@ -216,8 +216,8 @@ class Store:
         wanted = self.rows(fields["split"])
         if len(array) < wanted:
             raise StageError(
-                f"{self.path(name, **fields)} has {len(array)} rows of {wanted}: run {contract.FILES[name].writer} "
-                f"without --limit, or this script with --limit {len(array)}"
+                f"{self.path(name, **fields)} has {len(array)} rows, but {wanted} are needed: run "
+                f"{contract.FILES[name].writer} without --limit, or this script with --limit {len(array)}"
             )
         return array[:wanted]
 
@@ -253,7 +253,7 @@ class Store:
         Args:
             name: key of FILES.
             rows: N, the number of rows.
-            shape: of one row, such as (S, S, 3).
+            shape: shape of one row, such as (S, S, 3).
             dtype: needed only for strings, whose length the contract leaves open.
             fields: values for its path: split, backbone.
 

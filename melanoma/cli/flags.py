@@ -16,7 +16,10 @@ NOT_RECORDED = {"help", "data", "graphics", "source", "jobs", "cluster", "check"
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Shows the script's docstring as written, and the default of every flag."""
+    """Shows the script's docstring as written, and the default of every flag that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return super()._get_help_string(action) if action.default not in (None, []) else action.help
 
 
 class RecordingParser(argparse.ArgumentParser):
@@ -91,7 +94,10 @@ def base_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--graphics", type=Path, default=Path("graphics"), help="folder of figures and reports")
     parser.add_argument("--seed", type=seed, default=0, help="random seed")
     parser.add_argument(
-        "--limit", type=positive_int, help="only the first N images of each split, of all classes, for a quick try"
+        "--limit",
+        type=positive_int,
+        metavar="N",
+        help="only the first N images of each split, from all classes, for a quick try",
     )
     return parser
 
@@ -119,16 +125,19 @@ def training_flags(
         "--batch-size", type=positive_int, default=batch_size, help="images per step, on all devices together"
     )
     parser.add_argument(
-        "--learning-rate", type=positive_float, default=learning_rate, help="maximum of the schedule" + note
+        "--learning-rate",
+        type=positive_float,
+        default=learning_rate,
+        help="maximum of the learning rate schedule" + note,
     )
     parser.add_argument("--ema", type=fraction, default=ema, help="momentum of the weight EMA; 0 turns it off")
     parser.add_argument(
         "--precision",
         choices=("float32", "mixed_bfloat16", "mixed_float16"),
         default="float32",
-        help="of the computation; weights and results stay float32",
+        help="precision of the computation; weights and results stay float32",
     )
-    parser.add_argument("--restart", action="store_true", help="start over instead of resuming an interrupted training")
+    parser.add_argument("--restart", action="store_true", help="start over instead of resuming interrupted training")
     parser.add_argument(
         "--distribute",
         action="store_true",

@@ -17,6 +17,7 @@ import joblib
 import psutil
 
 STATUS = Path("/proc/self/status")  # of this process, on Linux
+
 NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")  # a folder per GPU, where Linux has NVIDIA's driver
 
 USE_CPU = "compute on the CPU (CUDA_VISIBLE_DEVICES=-1 before the command)"
@@ -54,11 +55,14 @@ def keep_memory() -> None:
 
 
 def peak_memory() -> float:
-    """Peak resident memory of this process in GiB; on macOS the current one, as psutil does not know the peak there."""
-    if STATUS.exists() and (found := re.search(r"VmHWM:\s*(\d+) kB", STATUS.read_text())):
-        return int(found[1]) / 2**20
-    memory = psutil.Process().memory_info()
-    return getattr(memory, "peak_wset", memory.rss) / 2**30  # Windows has peak_wset
+    """Peak resident memory of this process in GiB."""
+    if STATUS.exists() and (peak := re.search(r"VmHWM:\s*(\d+) kB", STATUS.read_text())):
+        return int(peak[1]) / 2**20  # not `resource`, which counts the parent's memory at the start of the process too
+    try:
+        import resource
+    except ImportError:
+        return psutil.Process().memory_info().peak_wset / 2**30  # Windows
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # bytes on macOS
 
 
 def advice(error: BaseException) -> str | None:
@@ -134,7 +138,9 @@ def accelerators(backend: str) -> list[str]:
         return [
             f"{device.platform.upper()} {device.device_kind}" for device in jax.devices() if device.platform != "cpu"
         ]
-    return []
+    import torch
+
+    return [f"GPU {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())]
 
 
 def has_nvidia_gpu() -> bool:

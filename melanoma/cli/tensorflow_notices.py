@@ -1,24 +1,30 @@
 """Keeps the notices that TensorFlow prints while it starts off the terminal.
 
 TensorFlow 2.21 prints some of them from static initialisers, before it reads its log level. So what arrives at file
-descriptor 2 during its import is held back, and everything that is not such a notice is printed afterwards.
+descriptor 2 during its import goes through a process that prints everything except these notices: a process of its own,
+so that the last words of an import that aborts are printed too.
 """
 
 import contextlib
 import importlib.machinery
 import os
-import re
+import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 
 LOG_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
 FATAL_ONLY = "3"  # errors of a computation are raised as exceptions anyway
-NOTICES = re.compile(
-    rb"^(?:[IWE]\d{4} \d\d:\d\d:|WARNING: All log messages before absl|To enable the following instructions:).*\n?",
-    re.MULTILINE,
-)
+NOTICES = r"[IWE]\d{4} \d\d:\d\d:|WARNING: All log messages before absl|To enable the following instructions:"
+READER = """
+import re, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+unwanted = re.compile(sys.argv[1].encode())
+for line in sys.stdin.buffer:
+    if not unwanted.match(line):
+        sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+"""
 
 
 def hide() -> None:
@@ -40,7 +46,7 @@ class TensorFlowFinder:
             execute = spec.loader.exec_module
 
             def execute_quietly(module: ModuleType) -> None:
-                with filter_stderr(NOTICES):
+                with filter_stderr():
                     execute(module)
 
             spec.loader.exec_module = execute_quietly  # type: ignore[method-assign]
@@ -48,22 +54,22 @@ class TensorFlowFinder:
 
 
 @contextlib.contextmanager
-def filter_stderr(unwanted: re.Pattern[bytes]) -> Iterator[None]:
-    """Removes what matches from everything that is written to file descriptor 2, by C++ code too."""
-    with contextlib.ExitStack() as stack:
-        try:
-            terminal = os.dup(2)
-            stack.callback(os.close, terminal)
-            held = stack.enter_context(tempfile.TemporaryFile())
-        except OSError:  # no standard error, or no folder for temporary files
-            yield
-            return
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        finally:
-            if sys.stderr:
-                sys.stderr.flush()
-            os.dup2(terminal, 2)
-            held.seek(0)
-            os.write(2, unwanted.sub(b"", held.read()))
+def filter_stderr() -> Iterator[None]:
+    """Removes the lines of NOTICES from everything that is written to file descriptor 2, also by native code."""
+    try:
+        terminal = os.dup(2)
+    except OSError:  # there is no standard error
+        yield
+        return
+    reader = subprocess.Popen([sys.executable, "-S", "-c", READER, NOTICES], stdin=subprocess.PIPE, stdout=terminal)
+    assert reader.stdin
+    os.dup2(reader.stdin.fileno(), 2)
+    try:
+        yield
+    finally:
+        if sys.stderr:
+            sys.stderr.flush()
+        os.dup2(terminal, 2)
+        os.close(terminal)
+        reader.stdin.close()
+        reader.wait()

@@ -36,7 +36,7 @@ def plan_rows(records: Sequence[isic.Record], split: str, times: float) -> list[
     """The rows of a split: its records, and for train the augmented copies after them.
 
     Args:
-        records: of the split; all labelled or none.
+        records: records of the split; all labelled or none.
         split: train, val or test.
         times: factor by which the minority classes of train are enlarged; 1 makes no copies.
 
@@ -58,7 +58,7 @@ def read_rows(rows: Sequence[Row], cache: Cache, seed: int, workers: Workers) ->
     Args:
         rows: from `plan_rows`.
         cache: in which all records were read.
-        seed: of the augmented copies.
+        seed: seed of the augmented copies.
         workers: make the augmented copies.
     """
     for row in rows:
@@ -79,7 +79,7 @@ def write_split(
     """Writes the arrays of one split, row by row.
 
     Args:
-        store: of the first script.
+        store: store of the first script.
         files: the arrays replace older ones when it closes without an error.
         split: train, val or test.
         rows: from `plan_rows`.
@@ -112,7 +112,7 @@ def remove_others(store: Store, written: Mapping[str, Sequence[str]]) -> None:
     """Deletes the arrays of an earlier run that this one did not write.
 
     Args:
-        store: of the first script.
+        store: store of the first script.
         written: {split: names of its arrays}.
     """
     for split in SPLITS:

@@ -108,7 +108,7 @@ def flip_rotate(images: np.ndarray, view: int, axes: tuple[int, int] = (-2, -1))
     Args:
         images: any shape and dtype.
         view: 0 to VIEWS - 1. From 4 on the images are mirrored; then they are rotated by `view` % 4 quarter turns.
-        axes: of height and width.
+        axes: axes of height and width.
 
     Returns:
         View of `images`, same shape.

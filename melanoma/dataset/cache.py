@@ -95,7 +95,7 @@ class Cache:
 
     def _input_error(self, error: sqlite3.Error) -> InputError:
         if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
-            return InputError(f"{self.path.parent}: another run works in this folder; wait until it ends")
+            return InputError(f"{self.path.parent}: another run uses this folder; wait until it ends")
         return InputError(f"{self.path}: {error}; check free space and permissions of this folder")
 
     def remove(self) -> None:
@@ -114,7 +114,7 @@ class Cache:
             self._look_up(records)
             missing = [record for record in self.keys if record not in self.info]
             if self.info:
-                log.info("%d images were read before", len(self.info))
+                log.info("%d images were read by an earlier run", len(self.info))
             tasks = ((record.image, record.mask, self.size) for record in missing)
             results = zip(missing, workers.map(decode.read, tasks), strict=True)
             for done, (record, result) in enumerate(progress(results, "reading", len(missing))):

@@ -158,7 +158,7 @@ class Report:
             )
         if empty := self.source.records.keys() - self.usable.keys():
             raise InputError(
-                f"no usable image of {', '.join(sorted(empty))} is left: see {REJECTS} and {DUPLICATES} in {folder}; "
+                f"no usable images are left of {', '.join(sorted(empty))}: see {REJECTS} and {DUPLICATES} in {folder}; "
                 "--keep-duplicates keeps duplicates"
             )
         if strict and (warnings := list(self.warnings())):
@@ -172,7 +172,7 @@ def inspect(
 
     Args:
         source: its contents, all records read into the cache.
-        cache: of the decoded images.
+        cache: cache of the decoded images.
         workers: compare images.
         known: ids of training images to leave out as duplicates, whatever they show.
         keep_duplicates: leave no duplicates out.

@@ -169,7 +169,7 @@ def groups(matches: list[Match], count: int) -> list[list[int]]:
     """Groups of images that show the same picture, directly or through others.
 
     Args:
-        matches: of images 0 to count - 1.
+        matches: matches of images 0 to count - 1.
         count: number of images.
 
     Returns:

@@ -37,7 +37,7 @@ def divide_2018(splits: dict[str, list[isic.Record]], seed: int) -> dict[str, li
 
     Args:
         splits: records by official split; unlabelled ones are left out.
-        seed: of the random division.
+        seed: seed of the random division.
 
     Returns:
         Records by split, sorted by id; no empty splits.
@@ -47,9 +47,11 @@ def divide_2018(splits: dict[str, list[isic.Record]], seed: int) -> dict[str, li
     """
     pool = [record for records in splits.values() for record in records if record.label is not None]
     if not pool:
-        raise InputError("--split 2018 divides labelled images, and there are none: add a label file (README, 'Data')")
+        raise InputError("--split 2018 divides labelled images, and there are none: add a label file (docs/data.md)")
     if len({record.mask is None for record in pool}) > 1:
-        raise InputError("--split 2018 mixes the official splits, so either all of them need a mask folder or none")
+        raise InputError(
+            "--split 2018 pools the official splits, so either all or none of them must have a mask folder"
+        )
     order = np.random.default_rng(seed).permutation(len(pool))
     divided: dict[str, list[isic.Record]] = {split: [] for split in SPLITS}
     for label in range(len(CLASSES)):
@@ -120,7 +122,7 @@ def list_members(folds: int, seeds: int, seed: int) -> list[Member]:
     Args:
         folds: number of folds; 1: no cross-validation, every network is trained on all images.
         seeds: networks for each fold.
-        seed: of the first network of each fold; the others count up from it.
+        seed: seed of the first network of each fold; the others count up from it.
     """
     return [
         Member(
@@ -141,10 +143,10 @@ def assign_folds(ids: Sequence[str], labels: np.ndarray | None, folds: int, seed
     are folds.
 
     Args:
-        ids: of the rows; the original of every copy is among them.
+        ids: ids of the rows; the original of every copy is among them.
         labels: int (N,), of the rows; None: without regard to classes.
         folds: number of folds, 1 or more.
-        seed: of the random assignment.
+        seed: seed of the random assignment.
 
     Returns:
         int (N,), 0 to folds - 1.
@@ -173,7 +175,7 @@ def out_of_fold_mask(members: Sequence[Member], fold_of_row: np.ndarray) -> np.n
     """Which networks were not trained on which rows.
 
     Args:
-        members: of the ensemble.
+        members: members of the ensemble.
         fold_of_row: int (N,), from `assign_folds`.
 
     Returns:

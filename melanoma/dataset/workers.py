@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-ATTEMPTS = 3  # times that a worker may die over the same item
+ATTEMPTS = 3  # workers that may die on the same item
 CLUSTER_TIMEOUT = 30  # seconds to wait for the scheduler of a cluster, and for a worker
 
 Answer = tuple[Any, Exception | None]  # result, error
@@ -69,7 +69,7 @@ def serve(handle: int) -> None:
 
 
 class Block(Generic[T, R]):
-    """Items that are processed by worker processes; which of them wait, are in work and are done."""
+    """Items that are processed by worker processes; keeps track of which are waiting, being processed and done."""
 
     def __init__(self, function: Callable[[T], R], items: list[T], idle: list[Worker], jobs: int) -> None:
         """Prepares the work.
@@ -77,8 +77,8 @@ class Block(Generic[T, R]):
         Args:
             function: to apply to each item.
             items: its arguments.
-            idle: workers to use; those that are free again are put back.
-            jobs: most workers to use at the same time; missing ones are started.
+            idle: workers to use; they are put back when they are free again.
+            jobs: maximum number of workers at the same time; missing ones are started.
         """
         self.function, self.items, self.idle, self.jobs = function, items, idle, jobs
         self.waiting = deque(range(len(items)))  # indices into items, like all below
@@ -95,10 +95,10 @@ class Block(Generic[T, R]):
                 worker.connection.send((self.function, self.items[index]))
 
     def collect(self) -> None:
-        """Waits for answers; puts the item of a worker that died back.
+        """Waits for answers; puts back the item of a worker that died.
 
         Raises:
-            InputError: ATTEMPTS workers died over the same item.
+            InputError: ATTEMPTS workers died on the same item.
         """
         for connection in multiprocessing.connection.wait(self.busy):
             assert isinstance(connection, Connection)
@@ -112,7 +112,7 @@ class Block(Generic[T, R]):
                 self.deaths[index] += 1
                 if self.deaths[index] == ATTEMPTS:
                     raise InputError(
-                        f"worker processes died {ATTEMPTS} times over {self.items[index]!r:.200}; probably too little "
+                        f"worker processes died {ATTEMPTS} times on {self.items[index]!r:.200}; probably too little "
                         "memory: --jobs 1 needs the least"
                     ) from None
                 log.warning("a worker process died; its item is processed again")
@@ -152,7 +152,10 @@ class Workers:
             cluster: address of a Dask scheduler, tcp://host:port, whose workers are used instead; they must see the
                 images under the same paths and run the same code.
         """
-        self.jobs, self.cluster = jobs or (1 if os.name == "nt" else joblib.cpu_count()), cluster
+        on_windows = os.name == "nt"
+        if on_windows and (jobs or 1) > 1:
+            raise InputError("--jobs: several processes do not work on Windows: leave --jobs out")
+        self.jobs, self.cluster = jobs or (1 if on_windows else joblib.cpu_count()), cluster
         self.idle: list[Worker] = []
         self.client: distributed.Client | None = None
 
@@ -198,7 +201,7 @@ class Workers:
             The results in the order of the items.
 
         Raises:
-            InputError: workers die repeatedly over the same item, or a cluster has no workers left.
+            InputError: workers die repeatedly on the same item, or a cluster has no workers left.
         """
         iterator = iter(items)
         while part := list(itertools.islice(iterator, block)):
@@ -225,6 +228,6 @@ class Workers:
                 if not client.nthreads():
                     raise InputError(f"--cluster {self.cluster}: the last worker is gone")
         except KilledWorker as error:  # after the number of attempts that Dask is configured for
-            raise InputError(f"--cluster {self.cluster}: workers die over the same item ({error})") from None
+            raise InputError(f"--cluster {self.cluster}: workers keep dying on the same item ({error})") from None
         except (concurrent.futures.CancelledError, OSError) as error:
             raise InputError(f"--cluster {self.cluster}: the scheduler is gone ({error})") from None

@@ -34,7 +34,7 @@ def compare(systems: Sequence[System], labels: dict[str, np.ndarray], graphics: 
         systems: the two systems.
         labels: {split: int (N,)}.
         graphics: folder of the PNGs; figures of an earlier comparison are removed.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Returns:
         Content of comparison.json: {"first": name, "second": name, "splits": {split: {metric: difference}}}.

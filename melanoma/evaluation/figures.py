@@ -44,7 +44,7 @@ def remove(folder: Path, names: Sequence[str], keep: Sequence[Path] = ()) -> Non
     """Removes files of an earlier run, so that none is left beside new results.
 
     Args:
-        folder: of the files.
+        folder: folder of the files.
         names: file names, {split} standing for every split.
         keep: files that this run reads.
 
@@ -114,7 +114,7 @@ def draw_training(
     Args:
         stem: folder and start of the file names.
         names: {quantity: axis label} of the curves, see `plots.training_curves`.
-        title: of the figure.
+        title: title of the figure.
         history: {quantity: value of each epoch}; validation values have the prefix val_.
         seconds: duration of each epoch.
         best_epoch: the epoch whose weights were kept, counted from 1; 0 if no epoch improved.
@@ -200,11 +200,11 @@ def draw_evaluation(folder: Path, split: str, labels: np.ndarray, systems: Seque
     """Draws a split's curves of all systems, and calibration and confusion matrices of the first system.
 
     Args:
-        folder: of the PNGs.
-        split: of the images.
+        folder: folder of the PNGs.
+        split: split of the images.
         labels: int (N,), index into CLASSES.
         systems: systems with predictions for this split, at least one.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
     """
     images = describe(split, labels)
     roc, precision_recall = curves(split, labels, systems, seed)
@@ -234,10 +234,10 @@ def curves(
     """ROC and precision-recall curves of both tasks; the first system's with band and operating points.
 
     Args:
-        split: of the images.
+        split: split of the images.
         labels: int (N,), index into CLASSES.
         systems: systems with predictions for this split.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Returns:
         No curves of a task if all images are of its class, or none is.
@@ -287,10 +287,10 @@ def draw_occlusion(folder: Path, split: str, variants: dict[str, dict[str, Any]]
     """Draws the AUCs of the occlusion test; nothing if none is defined.
 
     Args:
-        folder: of the PNG.
-        split: of the images.
+        folder: folder of the PNG.
+        split: split of the images.
         variants: {variant: {"metrics": {name: value}, "intervals": {name: interval}}}.
-        title: of the figure.
+        title: title of the figure.
     """
     names = [name for name, value in next(iter(variants.values()))["metrics"].items() if value is not None]
     groups = {

@@ -178,7 +178,7 @@ def evaluate(
         backbone: name of the classifier.
         labels: {split: int (N,)}.
         graphics: folder of the PNGs.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Returns:
         {split: {variant: {"metrics": ..., "intervals": ...}}}.

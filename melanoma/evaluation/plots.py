@@ -80,7 +80,7 @@ def training_curves(
     Args:
         path: PNG to write.
         names: {quantity: axis label}.
-        title: of the figure.
+        title: title of the figure.
         history: {quantity: value of each epoch}; validation values have the prefix val_.
         best_epoch: the epoch whose weights were kept, counted from 1; 0 if no epoch improved.
     """
@@ -109,7 +109,7 @@ def jaccard(path: Path, area: np.ndarray, values: np.ndarray, groups: dict[str, 
         area: float (N,), fraction of the image that is lesion, above 0.
         values: float (N,), Jaccard index.
         groups: {name: bool (N,)}; at most three.
-        title: of the figure.
+        title: title of the figure.
     """
     figure = Figure(figsize=(8.4, 3.8), layout="constrained")
     figure.suptitle(title, fontsize=11)
@@ -157,7 +157,7 @@ def plot_curves(
     Args:
         path: PNG to write.
         curves: the curves, with their bands and points.
-        title: of the figure.
+        title: title of the figure.
         axes: labels of x and y.
         diagonal: label of the line from (0, 0) to (1, 1); "": no such line.
         points: label of the curves' points; "": no label.
@@ -191,7 +191,7 @@ def reliability(path: Path, classes: dict[str, tuple[np.ndarray, np.ndarray, np.
     Args:
         path: PNG to write.
         classes: {name: (mean probability, observed frequency, number of images)}, each (bins,); at most three.
-        title: of the figure.
+        title: title of the figure.
     """
     figure = Figure(figsize=(5.4, 6.4), layout="constrained")
     figure.suptitle(title, fontsize=11)
@@ -235,9 +235,9 @@ def forest_plot(
     Args:
         path: PNG to write.
         groups: {group: {name: (value, (low, high))}}; the same names in each of at most three groups.
-        label: of the value axis.
+        label: label of the value axis.
         chance: value at chance level, drawn as a dotted line.
-        title: of the figure.
+        title: title of the figure.
     """
     names = list(next(iter(groups.values())))
     figure = Figure(figsize=(6.4, 1.4 + 0.5 * len(names)), layout="constrained")
@@ -266,8 +266,8 @@ def confusion(path: Path, matrix: np.ndarray, names: Sequence[str], title: str) 
     Args:
         path: PNG to write.
         matrix: int (K, K), rows truth, columns prediction.
-        names: of the K classes.
-        title: of the figure.
+        names: names of the K classes.
+        title: title of the figure.
     """
     fraction = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     figure = Figure(figsize=(4.8, 4.8), layout="constrained")

@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 PAGE, CARD, METRICS_FILE, SEGMENTATION_FILE = "report.html", "MODEL_CARD.md", "metrics.json", "segmentation.json"
 TEMPLATES = {PAGE: "report.html.jinja", CARD: "model_card.md.jinja"}
-SYNTHETIC = "Synthetic images: these numbers show that the pipeline works, nothing about real lesions."
+SYNTHETIC = "Synthetic images: these numbers show that the pipeline works; they say nothing about real lesions."
 
 # Settings that name local folders, or affect only speed or the evaluation itself.
 NOT_SHOWN = {"data", "graphics", "source", "jobs", "cluster", "predictions", "compare", "metadata", "occlusion"}
@@ -38,7 +38,7 @@ OF_SPLIT = {
     "the lesion. An AUC above 0.5 without the lesion comes from its surroundings, or from its position, size and "
     "shape.",
     "gradcam": "Grad-CAM: bright regions raise the probability of the predicted class. Rows: most confident correct "
-    "predictions, most confident errors, least confident predictions. In an ensemble, of its first network.",
+    "predictions, most confident errors, least confident predictions. For an ensemble, those of its first network.",
 }
 OF_RUN = {
     "segnet_overlays": "The worst, median and best predicted masks of validation (yellow) and the true ones (cyan).",

@@ -79,16 +79,16 @@ def load_images(store: Store) -> Images:
 
 
 def load_submissions(files: Sequence[Path], images: Images) -> list[System]:
-    """Systems from CSV files, see `submissions.read`, named after the files.
+    """Systems from CSV files, see `submissions.read`, named after the files; without thresholds.
 
     Raises:
-        InputError: two files have the same name, or a file is not as it should be.
+        InputError: two files have the same name, or a file is invalid.
     """
     systems = {}
     for path in files:
         found = submissions.read(path, images.all_ids)
         probabilities = {split: values[: len(images.rows[split])] for split, values in found.items()}
-        systems[path.stem] = choose_thresholds(path.stem, probabilities, images.labels, submitted=True)
+        systems[path.stem] = System(path.stem, probabilities, {}, submitted=True)
     if len(systems) < len(files):
         raise InputError("two files of predictions have the same name, which is the system's name: rename one")
     return list(systems.values())
@@ -122,9 +122,12 @@ def load_systems(store: Store, images: Images, files: Sequence[Path]) -> list[Sy
 
     Raises:
         StageError: the classifier's predictions are missing or stale, and there is no other system.
-        InputError: two systems have the same name, or a file is not as it should be.
+        InputError: two systems have the same name, or a file is invalid.
     """
-    systems = load_submissions(files, images)
+    systems = [
+        choose_thresholds(system.name, system.probabilities, images.labels, submitted=True)
+        for system in load_submissions(files, images)
+    ]
     if systems and not any(store.has("probabilities", split=split) for split in images.rows):
         return systems
     try:
@@ -148,7 +151,7 @@ def choose_thresholds(
     """A system with thresholds chosen on train after a cross-validation, because it is larger, or on validation.
 
     Args:
-        name: of the system.
+        name: name of the system.
         probabilities: {split: float (N, 3)}.
         labels: {split: int (N,)}; without labels of the split, or if all or none of them are of a class, its threshold
             is the challenge's.
@@ -160,7 +163,7 @@ def choose_thresholds(
         if 0 < truth.sum() < len(truth):
             thresholds[CLASSES[index]] = classification.operating_points(truth, probabilities[split][:, index])
         else:
-            log.info("%s: no labels to choose a threshold for %s: %s", name, CLASSES[index], DEFAULT_THRESHOLD)
+            log.info("%s: no labels to choose a threshold for %s, so it is %s", name, CLASSES[index], DEFAULT_THRESHOLD)
             thresholds[CLASSES[index]] = {str(DEFAULT_THRESHOLD): DEFAULT_THRESHOLD}
     return System(name, probabilities, thresholds, split, submitted)
 
@@ -169,7 +172,7 @@ def caveat(split: str, chosen_on: str | None, submitted: bool) -> str:
     """Why the metrics of a split are biased; "" if they are not.
 
     Args:
-        split: of the metrics.
+        split: split of the metrics.
         chosen_on: see `System`.
         submitted: see `System`; what was chosen for a submitted system, besides thresholds, is unknown.
     """
@@ -190,7 +193,7 @@ def evaluate_system(system: System, images: Images, metadata: pd.DataFrame | Non
         system: what to evaluate.
         images: labels and ids.
         metadata: result of `subgroups.read_metadata`; None: no subgroups.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Returns:
         {"submitted": ..., "thresholds": ..., "chosen_on": ..., "splits": {split: result of `score`}, "subgroups":
@@ -221,8 +224,8 @@ def score(labels: np.ndarray, probabilities: np.ndarray, thresholds: Thresholds,
     Args:
         labels: int (N,), index into CLASSES.
         probabilities: float (N, 3).
-        thresholds: of each task.
-        seed: of the bootstrap.
+        thresholds: thresholds of each task.
+        seed: seed of the bootstrap.
     """
     truth, probability = labels == MELANOMA, probabilities[:, MELANOMA]
     return {
@@ -251,7 +254,7 @@ def score_subgroup(labels: np.ndarray, probabilities: np.ndarray, threshold: flo
         labels: int (N,), index into CLASSES.
         probabilities: float (N, 3).
         threshold: probability of melanoma from which an image counts as melanoma.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
     """
     metrics, intervals = bootstrap.binary_intervals(labels, MELANOMA, probabilities[:, MELANOMA], threshold, seed)
     melanomas = int((labels == MELANOMA).sum())
@@ -264,7 +267,7 @@ def score_masks(store: Store, split: str, seed: int) -> dict[str, Any]:
     Args:
         store: with true and predicted masks of the split.
         split: train, val or test.
-        seed: of the bootstrap.
+        seed: seed of the bootstrap.
 
     Returns:
         {"n": ..., "metrics": {name: mean}, "intervals": {name: (low, high)}}, names as of `segmentation.per_image`.

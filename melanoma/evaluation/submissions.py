@@ -42,9 +42,9 @@ def read(path: Path, ids: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
     names, values = _parse(path)
     split_of_id = {name: split for split, members in ids.items() for name in members}
     problems: dict[str, np.ndarray] = {
-        "more than once": names.duplicated().to_numpy(),
+        "listed more than once": names.duplicated().to_numpy(),
         "that are in no split of the data folder": ~names.isin(split_of_id).to_numpy(),
-        "with a value that is not from 0 to 1": np.all((values >= 0) & (values <= 1), axis=1) == 0,  # true for NaN
+        "with a value outside 0 to 1": np.all((values >= 0) & (values <= 1), axis=1) == 0,  # true for NaN
     }
     for problem, wrong in problems.items():
         if wrong.any():
@@ -53,7 +53,7 @@ def read(path: Path, ids: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
     found = {}
     for split in dict.fromkeys(split_of_id[name] for name in names):
         if missing := [name for name in ids[split] if name not in rows]:
-            raise InputError(f"{path} lacks ids of {split}: {list_first(missing)}")
+            raise InputError(f"{path} has no predictions for some ids of {split}: {list_first(missing)}")
         found[split] = np.empty((len(ids[split]), len(CLASSES)))
         found[split][:, list(TASKS)] = [rows[name] for name in ids[split]]
         found[split][:, NEVUS] = 1 - found[split][:, list(TASKS)].sum(axis=1)

@@ -111,7 +111,7 @@ def terminal_lines(name: str, split: str, system: dict[str, Any]) -> Iterator[st
     """The metrics of a system on one split for a terminal, at most 100 columns wide, intervals below the values.
 
     Args:
-        name: of the system.
+        name: name of the system.
         split: one of the system's.
         system: result of `scoring.evaluate_system`.
     """
@@ -132,4 +132,4 @@ def terminal_lines(name: str, split: str, system: dict[str, Any]) -> Iterator[st
         yield from align(table, width)
         yield f"average precision {task.average_precision}, calibration error {task.calibration_error}"
     yield ""
-    yield f"class with the highest probability: balanced accuracy {summary.balanced_accuracy}"
+    yield f"predicted class (highest probability): balanced accuracy {summary.balanced_accuracy}"

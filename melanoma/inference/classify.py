@@ -47,7 +47,7 @@ def calibrate(store: Store, probabilities: dict[str, np.ndarray]) -> calibration
     return calibration.IDENTITY
 
 
-def region_of_interest(store: Store) -> str:
+def roi_setting(store: Store) -> str:
     """The --roi with which the regions of interest were made.
 
     Raises:

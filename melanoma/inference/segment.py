@@ -27,8 +27,8 @@ def choose_threshold(store: Store, models: Sequence[keras.Model], options: MaskO
     """The threshold with the best masks on validation.
 
     Returns:
-        The threshold, and for the report: mean Jaccard index with and without each step after the network, and images
-        per second. The default threshold and no report where validation has no masks.
+        The threshold, and for the report: mean Jaccard index with and without test-time augmentation, clean-up and a
+        chosen threshold, and images per second. The default threshold and no report where validation has no masks.
     """
     if not store.has("masks", split="val"):
         return postprocess.DEFAULT_THRESHOLD, {}

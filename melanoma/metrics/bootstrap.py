@@ -24,7 +24,7 @@ def resample_counts(groups: np.ndarray, seed: int) -> Iterator[np.ndarray]:
 
     Args:
         groups: (N,); images are resampled within equal values, so that their numbers stay: the classes.
-        seed: of the random numbers.
+        seed: seed of the random numbers.
 
     Yields:
         Blocks of D draws, DRAWS in all: int32 (D, N), each row with the sum N.
@@ -52,7 +52,7 @@ def intervals(compute: Compute, groups: np.ndarray, seed: int) -> Intervals:
     Args:
         compute: from weights, int (D, N), to metrics by name, each float64 (D,), NaN where undefined: see `weighted`.
         groups: (N,), see `resample_counts`; N > 0.
-        seed: of the random numbers.
+        seed: seed of the random numbers.
 
     Returns:
         Percentiles over the draws in which a metric is defined; None if it is undefined on the data themselves or in
@@ -91,10 +91,10 @@ def binary_intervals(
 
     Args:
         labels: int (N,), index into CLASSES; images are resampled within all the classes. N > 0.
-        index: of the class.
+        index: index of the class.
         score: float (N,), probability of the class.
         threshold: positive is a score of it or above.
-        seed: of the random numbers.
+        seed: seed of the random numbers.
 
     Returns:
         auc, sensitivity and specificity, None where undefined, and their intervals.
@@ -108,7 +108,7 @@ def mean_intervals(values: dict[str, np.ndarray], seed: int) -> Intervals:
 
     Args:
         values: by metric, float (N,) of the same N > 0 images, such as of `segmentation.per_image`.
-        seed: of the random numbers.
+        seed: seed of the random numbers.
     """
     columns = np.stack(list(values.values()), axis=1)
 
@@ -119,12 +119,12 @@ def mean_intervals(values: dict[str, np.ndarray], seed: int) -> Intervals:
 
 
 def roc_band(truth: np.ndarray, score: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """95 % band of a ROC curve, of the sensitivity at each false positive rate by itself.
+    """Pointwise 95 % band of a ROC curve: of the sensitivity at each false positive rate.
 
     Args:
         truth: bool (N,), with both values present; images are resampled within each.
         score: float (N,).
-        seed: of the random numbers.
+        seed: seed of the random numbers.
 
     Returns:
         False positive rates 0, 0.01 ... 1, and 2.5th and 97.5th percentile of the sensitivity there, the highest where
@@ -157,7 +157,7 @@ def paired_differences(labels: np.ndarray, first: np.ndarray, second: np.ndarray
         labels: int (N,), index into CLASSES; images are resampled within the classes.
         first: float (N, 3), the probabilities of one system.
         second: those of the other.
-        seed: of the random numbers.
+        seed: seed of the random numbers.
 
     Returns:
         By metric, for those that are defined. The p-value is twice the smaller fraction of draws on either side of 0,

@@ -178,7 +178,7 @@ def _build_application(name: str, size: int, imagenet: bool, pooling: str | None
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             if taken:
                 raise InputError(
-                    f"{taken[-1]}, which Keras fetched, is damaged ({error}): delete it and try again, or "
+                    f"{taken[-1]}, which Keras downloaded, is damaged ({error}): delete it and try again, or "
                     f"{WITHOUT_DOWNLOAD}"
                 ) from None
             if isinstance(error, ValueError):
@@ -227,5 +227,6 @@ def add_flags(parser: argparse.ArgumentParser, backbone: str, note: str = "") ->
     parser.add_argument(
         "--scaling",
         choices=SCALINGS,
-        help="of colours, for weight files not trained with Keras' scaling for the backbone; torch for torchvision's",
+        help="scaling of colours, for weight files that were not trained with Keras' scaling; torch for those of "
+        "torchvision",
     )

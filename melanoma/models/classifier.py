@@ -54,7 +54,7 @@ def build(name: str, size: int, weights: str, scaling: str | None = None, input_
         name: key of `backbones.applications`.
         size: side of the images in pixels.
         weights: initial weights of the backbone, see `backbones.build`.
-        scaling: of colours, see `backbones.preprocess`.
+        scaling: scaling of colours, see `backbones.preprocess`.
         input_size: side in pixels at which the backbone works; None: `size`.
 
     Raises:

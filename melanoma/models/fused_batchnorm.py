@@ -1,10 +1,11 @@
 """Batch normalisation by TensorFlow's fused kernel on a CPU, and by Keras' own operations everywhere else.
 
-Keras composes batch normalisation of elementary operations, in float32 even where the network computes in bfloat16.
+Keras composes batch normalisation from elementary operations, in float32 even where the network computes in bfloat16.
 On a CPU each of them reads and writes the whole array: with the fused kernel DenseNet121 trains 1.8 times as fast in
 bfloat16 and 1.4 times as fast in float32 (2 Zen 4 cores).
 """
 
+import random
 from collections.abc import Iterable
 from typing import Any
 
@@ -45,7 +46,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return normalised
 
     def _can_fuse(self, inputs: Any, mask: Any) -> bool:
-        """Whether the fused kernel does what this layer is to do; on a GPU, XLA fuses Keras' own operations."""
+        """Whether the fused kernel does what this layer should do; on a GPU, XLA fuses Keras' own operations."""
         return (
             keras.backend.backend() == "tensorflow"
             and hardware.without_gpu()
@@ -73,7 +74,9 @@ def with_fused_batchnorm(model: keras.Model) -> keras.Model:
         new_class = BatchNormalization if type(layer) is keras.layers.BatchNormalization else type(layer)
         return new_class.from_config(layer.get_config())
 
+    state = random.getstate()  # Keras draws seeds for the initial weights of the copy, which are replaced
     copy = keras.models.clone_model(model, clone_function=copy_layer, recursive=True)
+    random.setstate(state)
     copy.set_weights(model.get_weights())
     update_normalization(copy.layers)
     return copy

@@ -52,9 +52,9 @@ PAUSE = 2.0  # seconds before the second attempt; doubles with each further one
 TEMPORARY_ERRORS = {408, 425, 429, 500, 502, 503, 504}  # HTTP status codes after which a request is repeated
 BLOCK = 1 << 20  # bytes read at a time, at most
 
-EXPANSION = 20  # most times an archive's size that its content may have; images are compressed already
+EXPANSION = 20  # an archive's content may be at most this many times its size; images are compressed already
 
-# What zipfile raises on damaged archives. Among its OSErrors, these are not of the disk: bad bzip2 data (no errno), a
+# What zipfile raises on damaged archives. These OSErrors of it do not come from the disk: bad bzip2 data (no errno), a
 # negative offset (EINVAL), a repeated name (EEXIST).
 DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, IndexError, RuntimeError, ValueError)
 NOT_THE_DISK = {None, errno.EINVAL, errno.EEXIST}
@@ -90,7 +90,7 @@ class Part:
 
 
 class TemporaryError(Exception):
-    """A request failed in a way that a repetition may mend."""
+    """A request failed for a reason that may be temporary."""
 
 
 def parts(out: Path, only: Sequence[str]) -> list[Part]:
@@ -122,7 +122,7 @@ def connect(url: str, headers: dict[str, str], method: str = "GET") -> http.clie
             raise
         if error.code in TEMPORARY_ERRORS:
             raise TemporaryError(f"HTTP {error.code} {error.reason}") from None
-        raise InputError(f"{url}: the server answers {error.code} {error.reason}; check --url") from None
+        raise InputError(f"{url}: the server answered {error.code} {error.reason}; check --url") from None
     except (OSError, http.client.HTTPException) as error:
         raise TemporaryError(str(getattr(error, "reason", error)) or type(error).__name__) from None
 
@@ -188,7 +188,7 @@ def transfer(url: str, part: Part) -> int:
         raise TemporaryError("the file on the server has changed") from None
     with response:
         if response.headers.get_content_type() == "text/html":
-            raise InputError(f"{url}: the server sends a web page in place of the file; check --url")
+            raise InputError(f"{url}: the server sent a web page instead of the file; check --url")
         start = check_range(response, part, start, headers.get("If-Range"))
         announced = response.headers.get("Content-Length")
         total = start + int(announced) if announced else None
@@ -274,7 +274,7 @@ def check_labels(path: Path) -> None:
         isic.read_labels(path)
     except InputError as error:
         path.unlink()
-        raise InputError(f"{error}. The file is deleted: run the command again to download it again") from None
+        raise InputError(f"{error}. The file was deleted: run the command again to download it") from None
 
 
 def check_members(archive: Path, members: list[zipfile.ZipInfo]) -> None:
@@ -288,12 +288,12 @@ def check_members(archive: Path, members: list[zipfile.ZipInfo]) -> None:
         outside = name.startswith("/") or "\\" in name or ":" in name or ".." in PurePosixPath(name).parts
         if outside or stat.S_ISLNK(member.external_attr >> 16):
             raise InputError(
-                f"{archive}: refused, {name!r} in it is a link or leads outside. Nothing was unpacked. This is not the "
-                "challenge's archive: delete it and download it from another server"
+                f"{archive}: refused, because {name!r} in it is a link or leads outside the folder. Nothing was "
+                "unpacked. This is not the challenge's archive: delete it and download it from another server"
             )
     content, size = sum(member.file_size for member in members), archive.stat().st_size
     if content > EXPANSION * size:
-        raise InputError(f"{archive}: refused, its {size} bytes would unpack to {content}; delete it")
+        raise InputError(f"{archive}: refused, because its {size} bytes would unpack to {content}; delete it")
 
 
 def extract(part: Part) -> Counter[str]:
@@ -324,7 +324,7 @@ def extract(part: Part) -> Counter[str]:
             raise
         part.file.unlink()
         raise InputError(
-            f"{part.file}: damaged and deleted ({error}); run the command again to download it again"
+            f"{part.file}: damaged and therefore deleted ({error}); run the command again to download it"
         ) from None
     if not any(part.unpacking.iterdir()):
         raise InputError(f"{part.file}: contains no {part.kind}; delete it and download it from another server")
@@ -392,7 +392,7 @@ def obtain(url: str, part: Part) -> None:
     """Downloads one archive or CSV, in as many requests as needed, and checks it.
 
     Raises:
-        InputError: the download fails, or the file is not what it should be.
+        InputError: the download fails, or the file is invalid.
     """
 
     def received() -> int:
@@ -429,7 +429,7 @@ def fetch(out: Path, url: str, only: Sequence[str], keep: bool) -> None:
         keep: whether archives stay after unpacking.
 
     Raises:
-        InputError: not enough space, no answer, or a file that is not what it should be; says what to do.
+        InputError: not enough space, no answer, or an invalid file; says what to do.
     """
     check_url(url)
     out.mkdir(parents=True, exist_ok=True)

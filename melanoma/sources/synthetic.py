@@ -472,7 +472,7 @@ def write_sample(folder: Path, counts: Mapping[str, int], seed: int = 0, size: t
     Args:
         folder: created if missing.
         counts: images per split, 0 or more; a split that is not named is not written.
-        seed: of everything random.
+        seed: seed of everything random.
         size: (height, width) in pixels, each at least 32.
 
     Raises:

@@ -20,7 +20,7 @@ BATCHES_BETWEEN_CHECKS = 50  # of the loss; reading it waits for the device
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """Where a training keeps its state and shows its progress, and which devices it uses."""
+    """Where a training run keeps its state and shows its progress, and which devices it uses."""
 
     checkpoint: Checkpoint
     draw: Draw  # plots the curves, also while training
@@ -29,10 +29,10 @@ class TrainingRun:
 
 
 class CheckpointCallback(keras.callbacks.Callback):
-    """Keeps the best weights, stops a training that no longer improves or went wrong, saves its state.
+    """Keeps the best weights, stops training that no longer improves or has failed, saves its state.
 
     Must come after callbacks that change weights between epochs, because a state is what the next epoch starts from. In
-    several processes all come to the same decisions, and all resume from what the first one saves.
+    several processes all make the same decisions, and all resume from what the first one saves.
     """
 
     def __init__(self, network: keras.Model, monitor: str, patience: int, run: TrainingRun) -> None:
@@ -95,7 +95,7 @@ class CheckpointCallback(keras.callbacks.Callback):
         self.started = time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        """Checks the mean loss now and then, so that a long epoch with a NaN loss stops early."""
+        """Checks the mean loss from time to time, so that a long epoch with a NaN loss stops early."""
         if batch % BATCHES_BETWEEN_CHECKS == 0:
             self.check_loss((logs or {})["loss"])
 

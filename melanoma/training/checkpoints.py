@@ -1,4 +1,4 @@
-"""The state of a training between two epochs, in one file that is replaced atomically."""
+"""The state of a training run between two epochs, in one file that is replaced atomically."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ METADATA, MADE_WITH = "metadata", "made_with"  # entries of the file that hold J
 
 @dataclass(frozen=True)
 class State:
-    """A training after some epochs."""
+    """A training run after some epochs."""
 
     history: dict[str, list[float]]  # values after each epoch by metric
     seconds: list[float]  # duration of each epoch
@@ -30,17 +30,17 @@ class State:
 
 
 ARRAYS = ("variables", "best")
-# Settings that do not change a training: places, what is done with the network afterwards, and what computes features.
+# Settings that do not affect training: places, what is done with the network afterwards, and what computes features.
 NOT_OF_TRAINING = (
     *("data", "graphics", "flags", "weights", "restart", "tta", "clean", "threshold", "distribute", "inference"),
 )
 
 
 class Checkpoint:
-    """The file that holds the state of one training."""
+    """The file that holds the state of one training run."""
 
     def __init__(self, path: Path, made_with: dict[str, Any]) -> None:
-        """Sets the path, and what the training depends on: settings and inputs, as JSON values."""
+        """Sets the path, and what the training run depends on: settings and inputs, as JSON values."""
         self.path, self.made_with = path, made_with
 
     def save(self, state: State) -> None:
@@ -76,21 +76,21 @@ class Checkpoint:
                 f"{name}: {made_with.get(name)} then, {self.made_with.get(name)} now" for name in changed
             )
             raise InputError(
-                f"{self.path} holds an interrupted training with other settings or inputs ({listed}): use those to "
-                "resume it, or --restart to start over"
+                f"{self.path} belongs to interrupted training with other settings or inputs ({listed}): use those "
+                "to resume it, or --restart to start over"
             )
         return state
 
 
 def for_training(store: Store, network: str, training: str) -> Checkpoint:
-    """The checkpoint of one training of a network, with the settings and input arrays of this moment."""
+    """The checkpoint of one training run of a network, with the current settings and input arrays."""
     settings = {key: value for key, value in store.settings.items() if key not in NOT_OF_TRAINING}
     arrays = {key: digest for key, digest in store.inputs.items() if key.endswith(".npy") and "_features" not in key}
     return Checkpoint(folder(store, network) / f"{training}.npz", settings | arrays)
 
 
 def remove(store: Store, network: str) -> None:
-    """Deletes the states of all trainings of a network."""
+    """Deletes the states of all training runs of a network."""
     place = folder(store, network)
     shutil.rmtree(place, ignore_errors=True)
     if place.parent.is_dir() and not any(place.parent.iterdir()):

@@ -34,7 +34,7 @@ DrawPhase = Callable[[str, str], Draw]  # from phase and member name to what plo
 
 @dataclass(frozen=True)
 class ClassifierSettings:
-    """Settings of a training, by the names of the flags."""
+    """Settings of training, by the names of the flags."""
 
     backbone: str
     weights: str  # initial weights of the backbone, see `backbones.build`

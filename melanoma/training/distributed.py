@@ -46,7 +46,7 @@ HELP = "; see docs/distributed.md"
 BYE, GO, READY = b"bye\n", b"go\n", b"ready\n"
 
 
-# ------------------------------------------------------------------------------------------------ who is still there
+# ----------------------------------------------------------------------------------------------------------- processes
 
 
 def keep_alive(connection: socket.socket) -> None:
@@ -90,7 +90,7 @@ class Peers:
         """Connects.
 
         Args:
-            host: of process 0.
+            host: host of process 0.
             port: on which it listens.
             process: index of this process, from 0.
             processes: number of processes.
@@ -204,7 +204,7 @@ class Peers:
             self._end(reason, message, code)
 
     def wait(self) -> None:
-        """Waits until all processes are here."""
+        """Waits until all processes have reached this point."""
         for connection in self.connections.values() if self.process else ():
             connection.sendall(READY)
         for _ in self.connections:
@@ -224,7 +224,7 @@ class Peers:
 
 
 class Devices:
-    """The devices of a training; this base class is the single default device of Keras."""
+    """The devices used for training; this base class is the single default device of Keras."""
 
     process = 0  # index of this process, from 0
     replicas = 1  # devices among which the rows of a step are divided, over all processes
@@ -235,7 +235,7 @@ class Devices:
         return self.process == 0
 
     def wait(self) -> None:
-        """Waits until all processes are here."""
+        """Waits until all processes have reached this point."""
 
     @contextlib.contextmanager
     def trainer(
@@ -444,7 +444,7 @@ class Sharded(Devices):
         self.replicas = self.distribution.device_mesh.devices.size
 
     def wait(self) -> None:
-        """Waits until all processes are here."""
+        """Waits until all processes have reached this point."""
         if self.peers:
             self.peers.wait()
 
@@ -482,7 +482,7 @@ class Sharded(Devices):
             yield trainer, sharded_train, sharded_validation, [CopyBackCallback(model)]
 
 
-# ---------------------------------------------------------------------------------------------------------------- which
+# ------------------------------------------------------------------------------------------------- choice of devices
 
 
 def setting(name: str, form: str) -> re.Match[str]:
@@ -501,7 +501,7 @@ def setting(name: str, form: str) -> re.Match[str]:
 
 @contextlib.contextmanager
 def devices(distribute: bool) -> Iterator[Devices]:
-    """The devices of a training. Must be entered before JAX is used for anything else; the processes part at the end.
+    """The devices used for training. Enter it before any other use of JAX; the processes disconnect at the end.
 
     Args:
         distribute: whether to use all GPUs of this machine and of the machines in Keras' environment variables (on JAX

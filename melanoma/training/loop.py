@@ -19,7 +19,7 @@ WARM_UP = 0.05  # fraction of all steps
 
 @dataclass(frozen=True)
 class Objective:
-    """What a training optimises, and what chooses its best epoch."""
+    """What training optimises, and what chooses the best epoch."""
 
     loss: Any  # Keras loss
     metrics: list[Any]  # Keras metrics
@@ -38,7 +38,7 @@ class Hyperparameters:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """How a training went."""
+    """The outcome of a training run."""
 
     history: dict[str, list[float]]  # values after each epoch by metric; those of validation with the prefix val_
     best_epoch: int  # from 1; 0 if no epoch was better than the start
@@ -64,8 +64,8 @@ def fit(
 ) -> TrainingResult:
     """Trains with Adam; the model ends with the weights of its best epoch.
 
-    An interrupted training continues after its last saved epoch and ends with exactly the weights of an uninterrupted
-    one, on a GPU as far as the device is deterministic.
+    Interrupted training continues after its last saved epoch and ends with exactly the weights of uninterrupted
+    training, on a GPU as far as the device is deterministic.
 
     Args:
         model: uncompiled, so that its weight file holds no optimizer state.
@@ -76,7 +76,7 @@ def fit(
         run: checkpoint, plots and devices. Several processes all end with the same weights; only the first saves them.
 
     Raises:
-        InputError: the loss or a weight became NaN or infinite, or the checkpoint belongs to another training.
+        InputError: the loss or a weight became NaN or infinite, or the checkpoint belongs to another training run.
     """
     monitor = f"val_{objective.monitor}" if validation else objective.monitor
     callback = CheckpointCallback(model, monitor, hyperparameters.patience, run)

@@ -19,12 +19,12 @@ import numpy as np
 NAME = "segnet"  # of its files, whichever network it is
 PATIENCE = 10  # epochs without a better Jaccard index
 
-DrawMember = Callable[[str], Draw]  # from the name of a training, e.g. segnet_fold1, to what plots its curves
+DrawMember = Callable[[str], Draw]  # from the name of a training run, e.g. segnet_fold1, to what plots its curves
 
 
 @dataclass(frozen=True)
 class SegmentationSettings:
-    """Settings of a training, by the names of the flags."""
+    """Settings of training, by the names of the flags."""
 
     network: str  # of segmentation.NETWORKS
     input_size: int  # side of the network's input in pixels
@@ -42,7 +42,7 @@ class SegmentationSettings:
 
 @dataclass(frozen=True)
 class TrainedNetworks:
-    """The trained networks and what the report needs to know of them."""
+    """The trained networks and what the report needs to know about them."""
 
     models: list[keras.Model]
     members: list[str]  # their names in file names
@@ -63,7 +63,7 @@ class SegmentationTrainer:
         """Trains a network for every fold and saves its weights."""
         store, settings = self.store, self.settings
         ids = store.load("ids", split="train").tolist()
-        labels = np.array(store.load("labels", split="train")) if store.has("labels", split="train") else None
+        labels = self._labels()
         fold_of_row = assign_folds(ids, labels, settings.folds, settings.seed)
         members = list_members(settings.folds, 1, settings.seed)
         design = design_network(store, settings)
@@ -101,6 +101,12 @@ class SegmentationTrainer:
         if self.devices.leads:
             store.save_weights("segnet_weights", model, member=member.name)
         return model, result
+
+    def _labels(self) -> np.ndarray | None:
+        """Labels of train, to stratify the folds; None if there is one fold only, or no labels."""
+        if self.settings.folds == 1 or not self.store.has("labels", split="train"):
+            return None
+        return np.array(self.store.load("labels", split="train"))
 
     def _validation(self) -> Batches | None:
         if not self.store.has("masks", split="val"):

@@ -256,7 +256,9 @@ def test_array_of_a_limited_run_is_refused_without_the_limit(tmp_path: Path) -> 
     step1(tmp_path)
     step2(tmp_path, limit=3)
     assert len(store(tmp_path, limit=2).load("predicted", split="train")) == 2
-    with pytest.raises(StageError, match=f"3 rows of 5: run {contract.SEGNET} without --limit, or .* --limit 3"):
+    with pytest.raises(
+        StageError, match=f"3 rows, but 5 are needed: run {contract.SEGNET} without --limit, or .* --limit 3"
+    ):
         store(tmp_path).load("predicted", split="train")
 
 

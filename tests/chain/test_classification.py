@@ -11,9 +11,11 @@ from melanoma.classes import MELANOMA
 from melanoma.dataset.splits import COPY_SUFFIX, are_original, assign_folds, original_rows
 from melanoma.errors import InputError, StageError
 from melanoma.evaluation import occlusion
+from melanoma.inference import openvino
 from melanoma.inference.ensemble import load
 from melanoma.inference.predict import mean_output
 from melanoma.metrics import classification
+from melanoma.models import backbones
 from melanoma.sources import isic
 from melanoma.training import checkpoints
 
@@ -140,3 +142,16 @@ def test_checkpoint_depends_on_the_images_and_not_on_their_features(finished: Pa
     store.load("roi", split="train")
     made_with = checkpoints.for_training(store, BACKBONE, "head").made_with
     assert made_with.keys() == {"seed", "arrays/train_roi.npy", "arrays/train_ids.npy"}
+
+
+def test_features_of_given_weights_are_reused_with_another_seed_and_engine(
+    own_chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = tmp_path / "backbone.weights.h5"
+    backbones.build(BACKBONE, pipeline.SIZE, backbones.NONE, pooling="avg").save_weights(weights)
+    written = []
+    for seed, min_views in (("0", 0), ("1", openvino.MIN_VIEWS)):
+        monkeypatch.setattr(openvino, "MIN_VIEWS", min_views)
+        pipeline.classify(own_chain, "--weights", str(weights), "--train", "head", "--seed", seed)
+        written.append(reader(own_chain).path("features", split="val", backbone=BACKBONE).stat().st_mtime_ns)
+    assert written[0] == written[1]

@@ -386,7 +386,7 @@ def test_truncated_download_of_weights_is_named(
     flags = ("--backbone", "mobilenet", "--epochs", "1")
     assert exit_code(monkeypatch, contract.CLASSIFIER, *places(own_chain), *flags) == 2
     error = capsys.readouterr().err
-    assert f"{path}, which Keras fetched, is damaged" in error and "delete it" in error and is_one_line(error)
+    assert f"{path}, which Keras downloaded, is damaged" in error and "delete it" in error and is_one_line(error)
 
 
 # -------------------------------------------------------------------------------------------------------------- devices

@@ -55,7 +55,7 @@ def test_check_reports_and_writes_no_arrays(
     assert "image sizes: 80x60 (48)" in lines
     monkeypatch.setattr(decode, "read", lambda *_: pytest.fail("read again"))
     assert preprocess() == 0
-    assert "48 images were read before" in capsys.readouterr().out
+    assert "48 images were read by an earlier run" in capsys.readouterr().out
     assert not list((tmp_path / "data").glob("cache*"))
 
 
@@ -210,7 +210,9 @@ def test_killed_run_resumes(
     assert code == -signal.SIGKILL
     assert not list((tmp_path / "data").glob("arrays/*.npy"))
     again = subprocess.run(same, check=True, capture_output=True, text=True)
-    (before,) = [int(out.split()[0]) for out in again.stdout.splitlines() if out.endswith("were read before")]
+    (before,) = [
+        int(out.split()[0]) for out in again.stdout.splitlines() if out.endswith("were read by an earlier run")
+    ]
     assert kept <= before <= COUNT
     assert array_bytes(tmp_path) == undisturbed
     assert not list((tmp_path / "data").glob("cache*"))

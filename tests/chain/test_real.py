@@ -26,7 +26,7 @@ FULL_SIZE = SHARED / "isic2017_fullres"
 WEIGHTS = SHARED / "weights" / "mobilenet_v2_imagenet_notop.weights.h5"
 
 COLUMNS = {MELANOMA: "melanoma", KERATOSIS: "seborrheic_keratosis"}
-DRAWS = bootstrap.DRAWS
+DRAWS = 1000
 DUPLICATES = {  # found by eye; the first four pairs are of train and validation
     *("0012970/0012127", "0000157/0014946", "0000171/0015124", "0000215/0015313"),
     *("0000164/0014795", "0000165/0014788", "0000204/0014748", "0000205/0014742", "0000206/0014739", "0000222/0014846"),
@@ -42,8 +42,8 @@ needs_weights = pytest.mark.skipif(not WEIGHTS.is_file(), reason="the ImageNet w
 
 
 @pytest.fixture(autouse=True)
-def all_draws(few_draws: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Intervals as outside of tests."""
+def many_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests need no precise intervals."""
     monkeypatch.setattr(bootstrap, "DRAWS", DRAWS)
 
 
@@ -113,45 +113,46 @@ def test_duplicates_of_the_challenge_are_found_and_nothing_else(tmp_path: Path) 
     assert pairs == {frozenset(f"ISIC_{number}" for number in pair.split("/")) for pair in DUPLICATES}
 
 
-def write_part(source: Path, count: int, shuffled: bool) -> None:
-    """Writes a source of the first images of each split, of all classes; their labels are shuffled on request.
+def write_train_source(source: Path, count: int, shuffled: bool) -> None:
+    """Writes a source of the first train images, of all classes; their labels are shuffled on request.
 
-    Only these labels are shuffled: `--limit` takes rare classes from higher ids than frequent ones, so that shuffled
-    labels of all images would depend on the ids of those that it takes, and with them on the camera.
+    The images are chosen first. `--limit` on shuffled labels would take rare classes from higher ids than frequent
+    ones, and ids tell where images were made.
     """
-    for split, records in isic.read_source(SOURCE).records.items():
-        chosen = interleave(records)[:count]
-        for folder in (isic.image_folder(source, split), isic.mask_folder(source, split)):
-            folder.mkdir(parents=True)
-        for record in chosen:
-            assert record.mask
-            (isic.image_folder(source, split) / record.image.name).symlink_to(record.image)
-            (isic.mask_folder(source, split) / record.mask.name).symlink_to(record.mask)
-        labels = np.array([record.label for record in chosen])
-        if shuffled:
-            labels = np.random.default_rng(0).permutation(labels)
-        columns = {"image_id": [record.id for record in chosen]}
-        columns |= {column: (labels == label).astype(float) for label, column in COLUMNS.items()}
-        pd.DataFrame(columns).to_csv(isic.label_file(source, split), index=False)
+    records = interleave(isic.read_split(SOURCE, "train"))[:count]
+    images, masks = isic.image_folder(source, "train"), isic.mask_folder(source, "train")
+    for folder in (images, masks):
+        folder.mkdir(parents=True)
+    for record in records:
+        assert record.mask
+        (images / record.image.name).symlink_to(record.image)
+        (masks / record.mask.name).symlink_to(record.mask)
+    labels = np.array([record.label for record in records])
+    if shuffled:
+        labels = np.random.default_rng(0).permutation(labels)
+    truth = {column: (labels == label).astype(float) for label, column in COLUMNS.items()}
+    pd.DataFrame({"image_id": [record.id for record in records]} | truth).to_csv(
+        isic.label_file(source, "train"), index=False
+    )
 
 
 @needs_weights
 @pytest.mark.parametrize("shuffled", [False, True])
 def test_cross_validation_predicts_true_labels_but_not_shuffled_ones(tmp_path: Path, shuffled: bool) -> None:
-    """If augmented copies of an evaluated image were trained on, shuffled labels would be predicted too."""
-    write_part(tmp_path / "source", 300, shuffled)
-    flags = ("--source", str(tmp_path / "source"), "--size", "64", "--copies", "2")
+    """With augmented copies of evaluated images among the training images, the AUC of shuffled labels is 0.76."""
+    write_train_source(tmp_path / "source", 200, shuffled)
+    flags = ("--source", str(tmp_path / "source"), "--size", "64", "--copies", "4")
     pipeline.run(contract.PREPROCESSING, tmp_path, *flags)
     pipeline.use_true_masks(tmp_path)
     pipeline.run(contract.ROI, tmp_path)
-    network = ("--backbone", "mobilenetv2", "--weights", str(WEIGHTS), "--train", "head", "--no-tta")
-    pipeline.run(contract.CLASSIFIER, tmp_path, *network, "--folds", "3", "--epochs", "20", "--batch-size", "64")
+    network = ("--backbone", "mobilenetv2", "--weights", str(WEIGHTS), "--train", "head", "--no-tta", "--folds", "3")
+    training = ("--epochs", "20", "--learning-rate", "3e-3", "--batch-size", "64")
+    pipeline.run(contract.CLASSIFIER, tmp_path, *network, *training)
     pipeline.run(contract.EVALUATION, tmp_path)
     _, intervals = metrics(tmp_path, "train")
     for name in ("melanoma auc", "seborrheic keratosis auc", "mean auc"):
-        assert intervals[name][0] < 0.5 if shuffled else intervals[name][0] > 0.55
-    if shuffled:
-        assert intervals["mean auc"][1] > 0.5
+        low, high = intervals[name]
+        assert low < 0.5 < high if shuffled else low > 0.55
 
 
 def test_pretrained_networks_work_on_real_images(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from melanoma.artifacts import contract
 from melanoma.dataset.splits import are_original, assign_folds
 from melanoma.inference import postprocess
 from melanoma.inference.predict import mean_output
@@ -80,7 +81,7 @@ def test_mixed_precision_gives_finite_float32_results(
     flags = ("--precision", precision, "--ema", "0.9")
     try:
         pipeline.segment(own_chain, *flags)
-        pipeline.run("image_mask_array.py", own_chain)
+        pipeline.run(contract.ROI, own_chain)
         pipeline.classify(own_chain, *flags)
     finally:
         keras.config.set_dtype_policy("float32")
@@ -98,7 +99,7 @@ def test_more_folds_than_images_are_refused(
     own_chain: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], logging_restored: None
 ) -> None:
     flags = ("--network", "segnet", "--input-size", str(pipeline.SIZE), "--folds", "99")
-    assert exit_code(monkeypatch, "segmentation_02_segnet_train.py", *places(own_chain), *flags) == 2
+    assert exit_code(monkeypatch, contract.SEGNET, *places(own_chain), *flags) == 2
     assert "--folds 99 is more than the 24 training images" in capsys.readouterr().err
 
 

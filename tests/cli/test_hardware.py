@@ -23,7 +23,6 @@ on_tensorflow = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reas
 # --------------------------------------------------------------------------------------------------------------- memory
 
 
-@pytest.mark.skipif(sys.platform == "darwin", reason="psutil does not know the peak on macOS")
 def test_peak_memory_counts_what_is_freed_again() -> None:
     code = (
         "import numpy as np; from melanoma.cli import hardware; before = hardware.peak_memory()\n"
@@ -34,15 +33,18 @@ def test_peak_memory_counts_what_is_freed_again() -> None:
     assert 0.2 < float(done.stdout) < 0.3  # of 0.25 GiB
 
 
-@pytest.mark.parametrize(
-    ("fields", "peak"), [({"rss": 2**30, "peak_wset": 3 * 2**30}, 3.0), ({"rss": 2**30}, 1.0)], ids=["Windows", "macOS"]
-)
-def test_peak_memory_elsewhere_is_psutils(
-    fields: dict[str, int], peak: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_peak_memory_on_windows_is_the_peak_working_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "STATUS", tmp_path / "status")
-    monkeypatch.setattr(psutil.Process, "memory_info", lambda _: SimpleNamespace(**fields))
-    assert hardware.peak_memory() == peak
+    monkeypatch.setitem(sys.modules, "resource", None)
+    monkeypatch.setattr(psutil.Process, "memory_info", lambda _: SimpleNamespace(rss=2**30, peak_wset=3 * 2**30))
+    assert hardware.peak_memory() == 3
+
+
+def test_peak_memory_on_macos_is_that_of_the_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "STATUS", tmp_path / "status")
+    usage = SimpleNamespace(RUSAGE_SELF=0, getrusage=lambda _: SimpleNamespace(ru_maxrss=2 * 2**30))
+    monkeypatch.setitem(sys.modules, "resource", usage)
+    assert hardware.peak_memory() == 2
 
 
 # --------------------------------------------------------------------------------------------------------------- errors
@@ -233,7 +235,7 @@ def test_nvidia_gpu_is_found_by_its_driver_or_by_nvidia_smi(
     assert hardware.has_nvidia_gpu() == found
 
 
-def test_hanging_nvidia_smi_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hanging_nvidia_smi_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def hang(command: list[str], timeout: float, **_: object) -> None:
         raise subprocess.TimeoutExpired(command, timeout)
 

@@ -100,7 +100,7 @@ def test_lock_of_a_killed_run_is_free_although_its_child_lives(tmp_path: Path) -
             os.kill(child, signal.SIGKILL)
 
 
-def test_no_two_runs_are_ever_inside(tmp_path: Path) -> None:
+def test_no_two_runs_hold_the_lock_at_the_same_time(tmp_path: Path) -> None:
     command = [sys.executable, "-c", CONTENDER, str(tmp_path)]
     contenders = [
         subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -14,7 +14,7 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.p
 FILTERED = """
 import os, sys, warnings
 from melanoma.cli import tensorflow_notices
-with tensorflow_notices.filter_stderr(tensorflow_notices.NOTICES):
+with tensorflow_notices.filter_stderr():
     os.write(2, b"WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\\n")
     os.write(2, b"I0000 00:00:1795639358.383231 9764 port.cc:153] oneDNN custom operations are on.\\n")
     os.write(2, b"I0000 00:00:1795639358.383598 9764 cpu_feature_guard.cc:227] This TensorFlow binary is optimized\\n")
@@ -50,7 +50,7 @@ def stderr(code: str, **environment: str) -> str:
     return done.stderr
 
 
-def test_keras_on_tensorflow_starts_in_silence_and_warnings_arrive() -> None:
+def test_keras_on_tensorflow_starts_silently_and_warnings_are_shown() -> None:
     code = "import melanoma, keras; assert keras.tree; import warnings; warnings.warn('seen')"
     lines = stderr(code, KERAS_BACKEND="tensorflow").splitlines()
     assert [line.partition(": ")[2] for line in lines] == ["UserWarning: seen"]
@@ -72,11 +72,21 @@ def test_import_that_fails_shows_what_it_wrote(tmp_path: Path) -> None:
     assert shown.splitlines() == ["libfoo is missing", "caught libfoo", "and later"]
 
 
+def test_import_that_aborts_shows_what_it_wrote(tmp_path: Path) -> None:
+    package = tmp_path / "tensorflow"
+    package.mkdir()
+    (package / "__init__.py").write_text("import os; os.write(2, b'F0000 this processor has no AVX\\n'); os.abort()")
+    path = os.pathsep.join([str(tmp_path), ENVIRONMENT["PYTHONPATH"]])
+    words = [sys.executable, "-c", "import melanoma, tensorflow"]
+    done = subprocess.run(words, env=ENVIRONMENT | {"PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert done.returncode != 0 and "F0000 this processor has no AVX" in done.stderr
+
+
 def test_process_without_standard_error_works() -> None:
     code = (
         "import os; os.close(2)\n"
         "from melanoma.cli import tensorflow_notices as notices\n"
-        "with notices.filter_stderr(notices.NOTICES): print('inside')"
+        "with notices.filter_stderr(): print('inside')"
     )
     done = subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT, stdout=subprocess.PIPE, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "inside\n")

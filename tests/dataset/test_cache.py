@@ -110,7 +110,7 @@ def test_broken_link_is_a_problem(records: list[isic.Record], tmp_path: Path) ->
 
 
 def test_second_run_in_a_folder_is_refused(tmp_path: Path) -> None:
-    with Cache(tmp_path, 32), pytest.raises(InputError, match="another run works in this folder"), Cache(tmp_path, 32):
+    with Cache(tmp_path, 32), pytest.raises(InputError, match="another run uses this folder"), Cache(tmp_path, 32):
         pass
 
 

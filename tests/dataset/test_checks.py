@@ -153,7 +153,7 @@ def test_repaired_image_is_no_longer_rejected(record: isic.Record, inspect: Insp
 def test_split_without_a_usable_image_stops_the_run(own_source: Path, inspect: Inspect, tmp_path: Path) -> None:
     for record in isic.read_split(own_source, "val"):
         truncated(record)
-    with pytest.raises(InputError, match=r"no usable image of val is left: see rejects\.csv"):
+    with pytest.raises(InputError, match=r"no usable images are left of val: see rejects\.csv"):
         inspect().raise_problems(tmp_path, skip_bad=True, strict=False)
 
 
@@ -331,7 +331,7 @@ def test_train_split_of_duplicates_only_stops_the_run(own_source: Path, inspect:
     train, val = (isic.read_split(own_source, split) for split in ("train", "val"))
     for record, other in zip(train, val + val, strict=True):
         shutil.copyfile(other.image, record.image)
-    with pytest.raises(InputError, match=r"no usable image of train is left: see rejects\.csv and duplicates\.csv"):
+    with pytest.raises(InputError, match=r"no usable images are left of train: see rejects\.csv and duplicates\.csv"):
         inspect().raise_problems(tmp_path, skip_bad=False, strict=False)
 
 

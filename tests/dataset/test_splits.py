@@ -78,7 +78,7 @@ def test_division_without_labels_is_refused() -> None:
 def test_division_needs_masks_of_all_images_or_of_none() -> None:
     official = fake_records({"train": (3, 3, 3)})
     official["val"] = [Record("masked", Path("a.jpg"), Path("a.png"), 0)]
-    with pytest.raises(InputError, match="all of them need a mask folder or none"):
+    with pytest.raises(InputError, match="all or none of them must have a mask folder"):
         divide_2018(official, 0)
 
 

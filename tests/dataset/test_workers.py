@@ -108,7 +108,7 @@ def test_workers_can_be_used_after_results_that_nobody_read() -> None:
 
 
 def test_workers_that_die_repeatedly_stop_the_run() -> None:
-    with Workers(2) as workers, pytest.raises(InputError, match=r"died 3 times over [0-3]; probably too little memory"):
+    with Workers(2) as workers, pytest.raises(InputError, match=r"died 3 times on [0-3]; probably too little memory"):
         list(workers.map(die, range(4)))
 
 
@@ -158,7 +158,7 @@ def test_item_that_kills_the_workers_of_a_cluster_stops_the_run() -> None:
     with (
         dask_cluster.start(2, allowed_failures=0) as cluster,
         Workers(None, cluster.address) as workers,
-        pytest.raises(InputError, match=f"--cluster {cluster.address}: workers die over the same item"),
+        pytest.raises(InputError, match=f"--cluster {cluster.address}: workers keep dying on the same item"),
     ):
         list(workers.map(die, range(1)))
 

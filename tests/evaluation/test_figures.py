@@ -53,7 +53,7 @@ def test_history_has_one_line_per_epoch(tmp_path: Path) -> None:
         assert np.asarray(image).std() > 5
 
 
-def test_figure_of_copies_goes_where_there_are_no_labels(own_chain: Path, tmp_path: Path) -> None:
+def test_figure_of_copies_is_removed_where_there_are_no_labels(own_chain: Path, tmp_path: Path) -> None:
     store, path = Store(own_chain / "data", contract.PREPROCESSING, {}), tmp_path / "augmentation.png"
     figures.draw_copies(store, path)
     assert path.is_file()

@@ -87,8 +87,8 @@ def test_without_labels_probabilities_are_not_calibrated(store: Store) -> None:
 
 
 def test_regions_of_interest_of_all_splits_must_be_made_with_the_same_flag(store: Store) -> None:
-    assert classify.region_of_interest(store) == "crop"
+    assert classify.roi_setting(store) == "crop"
     other = Store(store.data, contract.ROI, {"roi": "mask"})
     other.save("roi", np.array(other.load("roi", split="val")), split="val")
     with pytest.raises(StageError, match=rf"splits differ in --roi \(crop, mask\): run {contract.ROI}"):
-        classify.region_of_interest(store)
+        classify.roi_setting(store)

@@ -311,14 +311,14 @@ def test_announced_length_that_is_too_long_is_an_incomplete_download(server: Ser
 
 def test_announced_length_that_is_too_short_is_a_damaged_archive(server: Server, tmp_path: Path) -> None:
     server.faults[ARCHIVE] = ["too short"]
-    with pytest.raises(InputError, match=rf"{ARCHIVE}: damaged and deleted"):
+    with pytest.raises(InputError, match=rf"{ARCHIVE}: damaged and therefore deleted"):
         only_images(server, tmp_path)
     assert list(tmp_path.iterdir()) == []
     only_images(server, tmp_path)
     check_images(tmp_path)
 
 
-@pytest.mark.parametrize(("fault", "message"), [("404", "answers 404 Not Found"), ("web page", "a web page")])
+@pytest.mark.parametrize(("fault", "message"), [("404", "answered 404 Not Found"), ("web page", "a web page")])
 def test_error_page_names_the_file_and_the_flag(server: Server, tmp_path: Path, fault: str, message: str) -> None:
     server.faults[ARCHIVE] = [fault]
     with pytest.raises(InputError, match=rf"{ARCHIVE}.*{message}.*--url"):
@@ -377,7 +377,7 @@ def test_second_download_into_a_folder_is_refused(
 def test_archive_with_paths_outside_is_refused(server: Server, tmp_path: Path, name: str) -> None:
     server.files[ARCHIVE] = archive(images(100) | {name: b"evil"})
     out = tmp_path / "in" / "here"
-    with pytest.raises(InputError, match=r"leads outside\. Nothing was unpacked"):
+    with pytest.raises(InputError, match=r"leads outside the folder\. Nothing was unpacked"):
         only_images(server, out)
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [ARCHIVE]
 
@@ -401,7 +401,7 @@ def test_archive_with_a_wrong_checksum_is_deleted(server: Server, tmp_path: Path
     content = server.files[ARCHIVE]
     place = content.index(images()[f"{FOLDER}/ISIC_0000001.jpg"])
     server.files[ARCHIVE] = content[:place] + b"x" + content[place + 1 :]
-    with pytest.raises(InputError, match=r"damaged and deleted \(Bad CRC-32"):
+    with pytest.raises(InputError, match=r"damaged and therefore deleted \(Bad CRC-32"):
         only_images(server, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
