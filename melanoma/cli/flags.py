@@ -25,7 +25,9 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescript
 class RecordingParser(argparse.ArgumentParser):
     """A parser that records in the setting `flags` what differs from the defaults, as words of a command to copy."""
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
+    def parse_known_args(  # type: ignore[override]  # typeshed has overloads
+        self, args: Any = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
         """As the base class."""
         parsed, rest = super().parse_known_args(args, namespace)
         words = [word for action in self._actions for word in _words(action, vars(parsed))]

@@ -61,7 +61,7 @@ def peak_memory() -> float:
     try:
         import resource
     except ImportError:
-        return psutil.Process().memory_info().peak_wset / 2**30  # Windows
+        return psutil.Process().memory_info()._asdict()["peak_wset"] / 2**30  # Windows
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**30  # bytes on macOS
 
 

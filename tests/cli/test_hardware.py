@@ -36,7 +36,9 @@ def test_peak_memory_counts_what_is_freed_again() -> None:
 def test_peak_memory_on_windows_is_the_peak_working_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware, "STATUS", tmp_path / "status")
     monkeypatch.setitem(sys.modules, "resource", None)
-    monkeypatch.setattr(psutil.Process, "memory_info", lambda _: SimpleNamespace(rss=2**30, peak_wset=3 * 2**30))
+    monkeypatch.setattr(
+        psutil.Process, "memory_info", lambda _: SimpleNamespace(_asdict=lambda: {"peak_wset": 3 * 2**30})
+    )
     assert hardware.peak_memory() == 3
 
 
