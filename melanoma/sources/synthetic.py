@@ -14,13 +14,14 @@ width).
 
 import argparse
 import csv
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from melanoma.classes import CLASSES, KERATOSIS, MELANOMA
 from melanoma.sources import isic
 
+import joblib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
@@ -463,7 +464,9 @@ def class_order(count: int, rng: Rng) -> NDArray[np.int64]:
     return rng.permutation(labels)
 
 
-def write_sample(folder: Path, counts: Mapping[str, int], seed: int = 0, size: tuple[int, int] = (240, 320)) -> None:
+def write_sample(
+    folder: Path, counts: Mapping[str, int], seed: int = 0, size: tuple[int, int] = (240, 320), jobs: int = 1
+) -> None:
     """Writes synthetic images, masks and labels in the ISIC 2017 layout, and a file that marks the folder as synthetic.
 
     An image depends only on its label, `size`, `seed` and its number, counted over all splits: writing again gives the
@@ -474,6 +477,7 @@ def write_sample(folder: Path, counts: Mapping[str, int], seed: int = 0, size: t
         counts: images per split, 0 or more; a split that is not named is not written.
         seed: seed of everything random.
         size: (height, width) in pixels, each at least 32.
+        jobs: processes that generate images.
 
     Raises:
         ValueError: an unknown split or a negative count.
@@ -484,31 +488,41 @@ def write_sample(folder: Path, counts: Mapping[str, int], seed: int = 0, size: t
         raise ValueError(f"counts must be 0 or more for splits {splits}, not {dict(counts)}")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / isic.SYNTHETIC_MARKER).write_text(MARKER_TEXT)
-    number = 0
+    number, images = 0, []
     for index, split in enumerate(isic.OFFICIAL_NAMES):
         if split not in counts:
             continue
-        labels = class_order(counts[split], np.random.default_rng([seed, FIRST_ID, index]))
-        write_split(folder, split, labels, number, seed, size)
+        labels = class_order(counts[split], np.random.default_rng([seed, FIRST_ID, index])).tolist()
+        write_labels(folder, split, labels, number)
+        images += [(split, one, label) for one, label in enumerate(labels, number)]
         number += len(labels)
+    joblib.Parallel(n_jobs=jobs)(
+        joblib.delayed(write_image)(folder, split, one, label, seed, size) for split, one, label in images
+    )
 
 
-def write_split(
-    folder: Path, split: str, labels: NDArray[np.int64], first: int, seed: int, size: tuple[int, int]
-) -> None:
-    """Writes one split of images with these labels (count,), numbered from `first`."""
-    images, masks = isic.image_folder(folder, split), isic.mask_folder(folder, split)
-    images.mkdir(parents=True, exist_ok=True)
-    masks.mkdir(parents=True, exist_ok=True)
+def image_id(number: int) -> str:
+    """Id of an image from its number."""
+    return f"ISIC_{FIRST_ID + number:07d}"
+
+
+def write_labels(folder: Path, split: str, labels: Sequence[int], first: int) -> None:
+    """Writes the label file of a split and creates its folders; the images are numbered from `first`."""
+    isic.image_folder(folder, split).mkdir(parents=True, exist_ok=True)
+    isic.mask_folder(folder, split).mkdir(parents=True, exist_ok=True)
     with isic.label_file(folder, split).open("w", newline="") as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(["image_id", "melanoma", "seborrheic_keratosis"])
-        for number, label in enumerate(labels.tolist(), first):
-            name = f"ISIC_{FIRST_ID + number:07d}"
-            image, mask = generate(label, size, np.random.default_rng([seed, number]))
-            Image.fromarray(image).save(images / f"{name}.jpg", quality=JPEG_QUALITY)
-            Image.fromarray(mask * np.uint8(255)).save(masks / f"{name}_segmentation.png")
-            table.writerow([name, float(label == MELANOMA), float(label == KERATOSIS)])
+        for number, label in enumerate(labels, first):
+            table.writerow([image_id(number), float(label == MELANOMA), float(label == KERATOSIS)])
+
+
+def write_image(folder: Path, split: str, number: int, label: int, seed: int, size: tuple[int, int]) -> None:
+    """Generates and writes one image and its mask; arguments as of `write_sample`."""
+    image, mask = generate(label, size, np.random.default_rng([seed, number]))
+    name = image_id(number)
+    Image.fromarray(image).save(isic.image_folder(folder, split) / f"{name}.jpg", quality=JPEG_QUALITY)
+    Image.fromarray(mask * np.uint8(255)).save(isic.mask_folder(folder, split) / f"{name}_segmentation.png")
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -529,7 +543,7 @@ def main(arguments: list[str] | None = None) -> None:
     if min(*counts.values(), options.seed) < 0:
         parser.error("--train, --val, --test and --seed must be 0 or more")
     try:
-        write_sample(options.out, counts, options.seed)
+        write_sample(options.out, counts, options.seed, jobs=joblib.cpu_count())
     except OSError as error:
         parser.exit(2, f"{parser.prog}: cannot write {error.filename or options.out}: {error.strerror}\n")
     print(f"Wrote {sum(counts.values())} synthetic images with masks and labels to {options.out}")
