@@ -190,3 +190,8 @@ def test_flags_of_the_page_exist(page: Path) -> None:
 def test_readme_names_every_page_of_the_docs() -> None:
     text = PAGES[0].read_text(encoding="utf-8")
     assert [page.name for page in PAGES[1:] if f"docs/{page.name}" not in text] == []
+
+
+@pytest.mark.parametrize("page", PROSE, ids=page_id)
+def test_page_has_no_placeholder_left(page: Path) -> None:
+    assert re.findall(r"@[A-Z_]+@", page.read_text(encoding="utf-8")) == []
