@@ -27,9 +27,9 @@ from melanoma.artifacts.atomic import write_json
 from melanoma.artifacts.store import Store
 from melanoma.cli import flags, hardware, run
 from melanoma.errors import StageError
-from melanoma.evaluation import figures, scoring
+from melanoma.evaluation import figures, scoring, tables
 from melanoma.inference import pretrained, segment
-from melanoma.log import format_table, log
+from melanoma.log import log
 from melanoma.models import backbones, losses, segmentation
 from melanoma.training import checkpoints, distributed
 from melanoma.training.callbacks import Draw
@@ -135,7 +135,7 @@ def score(store: Store, out_of_fold: bool, seed: int) -> dict[str, dict[str, Any
             scores[split] = scoring.score_masks(store, split, seed)
             note = ", out-of-fold" if split == "train" else ""
             log.info("\nLesion masks of %s%s, n = %d", split, note, scores[split]["n"])
-            for line in format_table(scores[split]["metrics"], scores[split]["intervals"]):
+            for line in tables.mask_lines(scores[split]):
                 log.info("%s", line)
         else:
             log.info("%s has no lesion masks: predicted, not evaluated", split)
@@ -160,6 +160,7 @@ def main(arguments: argparse.Namespace) -> None:
         "keras_backend": keras.backend.backend(),
     }
     store = Store(arguments.data, contract.SEGNET, vars(arguments) | fingerprints)
+    store.splits()  # without images, name the first script
     options = segment.MaskOptions(arguments.tta, arguments.clean, arguments.batch_size)
     out_of_fold = None
     if arguments.pretrained:

@@ -23,11 +23,3 @@ def progress(items: Iterable[T], label: str, total: int) -> Iterator[T]:
         if done * 10 // total > tenths:
             tenths = done * 10 // total
             log.info("%s %d/%d", label, done, total)
-
-
-def format_table(metrics: dict[str, float | None], intervals: dict[str, tuple[float, float] | None]) -> Iterator[str]:
-    """Formats one line for each metric, with its 95 % confidence interval where there is one."""
-    for name, value in metrics.items():
-        bounds = intervals[name]
-        shown = "undefined" if value is None else f"{value:.3f}"
-        yield f"  {name.replace('_', ' '):56}{shown}" + (f"  ({bounds[0]:.3f} to {bounds[1]:.3f})" if bounds else "")

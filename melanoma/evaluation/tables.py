@@ -133,3 +133,9 @@ def terminal_lines(name: str, split: str, system: dict[str, Any]) -> Iterator[st
         yield f"average precision {task.average_precision}, calibration error {task.calibration_error}"
     yield ""
     yield f"predicted class (highest probability): balanced accuracy {summary.balanced_accuracy}"
+
+
+def mask_lines(scored: dict[str, Any]) -> Iterator[str]:
+    """One line for each metric of the masks of a split, see `scoring.score_masks`."""
+    for name, value in scored["metrics"].items():
+        yield f"  {name.replace('_', ' '):20}{Value(value, scored['intervals'][name])}"

@@ -85,7 +85,7 @@ class Checkpoint:
 def for_training(store: Store, network: str, training: str) -> Checkpoint:
     """The checkpoint of one training run of a network, with the current settings and input arrays."""
     settings = {key: value for key, value in store.settings.items() if key not in NOT_OF_TRAINING}
-    arrays = {key: digest for key, digest in store.inputs.items() if key.endswith(".npy") and "_features" not in key}
+    arrays = {key: digest for key, digest in store.inputs.items() if key.endswith(".npy")}
     return Checkpoint(folder(store, network) / f"{training}.npz", settings | arrays)
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from melanoma.artifacts import contract
-from melanoma.artifacts.store import Store
 from melanoma.classes import MELANOMA
 from melanoma.dataset.splits import COPY_SUFFIX, are_original, assign_folds, original_rows
 from melanoma.errors import InputError, StageError
@@ -136,12 +135,15 @@ def test_training_without_train_images_is_refused(own_source: Path, tmp_path: Pa
         pipeline.classify(tmp_path)
 
 
-def test_checkpoint_depends_on_the_images_and_not_on_their_features(finished: Path) -> None:
-    store = Store(finished / "data", contract.CLASSIFIER, {"inference": "keras float32", "seed": 0})
-    store.load("features", split="train", backbone=BACKBONE)
-    store.load("roi", split="train")
-    made_with = checkpoints.for_training(store, BACKBONE, "head").made_with
-    assert made_with.keys() == {"seed", "arrays/train_roi.npy", "arrays/train_ids.npy"}
+def test_checkpoint_depends_on_the_images_and_not_on_their_features(
+    own_chain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoints, "remove", lambda *_: None)
+    pipeline.classify(own_chain, "--train", "head")
+    with np.load(own_chain / "data" / "checkpoints" / BACKBONE / f"{BACKBONE}_head.npz") as file:
+        made_with = json.loads(str(file["made_with"]))
+    assert {"seed", "arrays/train_roi.npy", "arrays/train_ids.npy"} <= made_with.keys()
+    assert not any("_features" in key for key in made_with)
 
 
 def test_features_of_given_weights_are_reused_with_another_seed_and_engine(

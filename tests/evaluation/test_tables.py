@@ -65,3 +65,14 @@ def test_summary_has_one_row_per_operating_point(system: dict[str, Any]) -> None
         for row in task.rows:
             expected = [f"{task.name} {metric} at {row.point}" for metric in tables.COLUMNS.values()]
             assert [one.value for one in row.values] == [system["splits"]["val"]["metrics"][name] for name in expected]
+
+
+def test_every_metric_of_the_masks_has_a_line_with_its_interval() -> None:
+    scored = {
+        "metrics": {"jaccard": 0.5, "pixel_accuracy": 1.0},
+        "intervals": {"jaccard": (0.25, 0.75), "pixel_accuracy": (1.0, 1.0)},
+    }
+    assert list(tables.mask_lines(scored)) == [
+        "  jaccard             0.500 (0.250 to 0.750)",
+        "  pixel accuracy      1.000 (1.000 to 1.000)",
+    ]

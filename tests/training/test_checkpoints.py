@@ -71,7 +71,7 @@ def store(folder: Path, **settings: Any) -> Store:
     return Store(folder, contract.CLASSIFIER, settings)
 
 
-def test_checkpoint_depends_on_images_and_training_settings_but_not_on_features(tmp_path: Path) -> None:
+def test_checkpoint_depends_on_images_and_training_settings(tmp_path: Path) -> None:
     used = store(tmp_path, seed=0, epochs=3, restart=True, tta=False, inference="keras float32")
     used.save("ids", np.array(["a", "b"]), split="train")
     used.save("roi", np.zeros((2, 4, 4, 3), np.uint8), split="train")
