@@ -75,7 +75,6 @@ def test_checkpoint_depends_on_images_and_training_settings(tmp_path: Path) -> N
     used = store(tmp_path, seed=0, epochs=3, restart=True, tta=False, inference="keras float32")
     used.save("ids", np.array(["a", "b"]), split="train")
     used.save("roi", np.zeros((2, 4, 4, 3), np.uint8), split="train")
-    used.save("features", np.zeros((2, 5), np.float32), split="train", backbone="toy")
     used.save_json("classifier_settings", {}, backbone="toy")
     made_with = checkpoints.for_training(used, "toy", "toy_head").made_with
     assert made_with.keys() == {"seed", "epochs", "arrays/train_roi.npy", "arrays/train_ids.npy"}
