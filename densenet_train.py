@@ -16,7 +16,7 @@ Writes  data/arrays/{train,val}_{backbone}_features.npy     float32 (N, C), feat
 
 Run     python densenet_train.py
 Try     python densenet_train.py --backbone mobilenet --weights none --epochs 1 --limit 30
-Expect  docs/results.md
+Expect  docs/results.md; after Try an AUC near 0.5, for so little training teaches nothing
 """
 
 import argparse
@@ -51,7 +51,7 @@ OF_TRAINING = (
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = flags.base_parser(__doc__)
-    flags.training_flags(parser, None, BATCH_SIZE, None, EMA, "; default: depends on --train")
+    flags.training_flags(parser, None, BATCH_SIZE, None, EMA, " in the last phase; default: depends on --train")
     backbones.add_flags(parser, BACKBONE, "; mobilenet is the baseline")
     parser.add_argument(
         "--input-size",

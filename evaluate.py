@@ -107,8 +107,12 @@ def main(arguments: argparse.Namespace) -> None:
     if classifier:
         store.save_json("thresholds", classifier.thresholds)
         for split, probabilities in classifier.probabilities.items():
-            submissions.write(graphics / submissions.FILE.format(split=split), images.ids[split], probabilities)
-        if arguments.occlusion:
+            table = graphics / submissions.FILE.format(split=split)
+            submissions.write(table, images.ids[split], probabilities)
+            log.info("%d predictions in %s", len(probabilities), table)
+        if arguments.occlusion and not images.labels:
+            log.info("no occlusion test, because there are no labels")
+        if arguments.occlusion and images.labels:
             from melanoma.evaluation import occlusion  # imports Keras
 
             results[classifier.name]["occlusion"] = occlusion.evaluate(
@@ -125,7 +129,7 @@ def main(arguments: argparse.Namespace) -> None:
     write_json(graphics / report.METRICS_FILE, metrics)
     if results:
         report.write(graphics, metrics)
-        log.info("\nmetrics in %s; open %s", graphics / report.METRICS_FILE, graphics / report.PAGE)
+        log.info("\nopen %s", graphics / report.PAGE)
 
 
 if __name__ == "__main__":

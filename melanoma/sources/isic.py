@@ -159,9 +159,16 @@ def read_source(source: Path) -> SourceContents:
     Raises:
         InputError: the folder contains no images of any split, or a split is faulty (see `read_split`).
     """
+    if not source.is_dir():
+        raise InputError(f"{source}: no such folder. To download the images: python download_data.py --out {source}")
     splits = {split: records for split in SPLITS if (records := read_split(source, split))}
     if not splits:
         expected = ", ".join(image_folder(source, split).name for split in SPLITS)
+        if any(path.suffix.lower() in IMAGE_SUFFIXES for path in source.iterdir()):
+            raise InputError(
+                f"{source}: these images must be in a folder below --source, one of {expected}; images to predict in "
+                f"{image_folder(source, 'test').name}"
+            )
         raise InputError(
             f"{source}: no images found; expected at least one of {expected}. To download them: "
             f"python download_data.py --out {source}"

@@ -111,6 +111,8 @@ class ClassifierTrainer:
             *(settings.backbone, member.name, network.model.count_params(), len(rows)),
         )
         features = self._features(network, list(labels), member)
+        if settings.weights == backbones.NONE:
+            log.info("head on features of a random backbone: expect an AUC near 0.5 in this phase")
         phases = {"head": self._fit("head", network.head, TrainingData(features, labels, rows), member)}
         if self.devices.leads:
             store.save_weights("head_weights", network.head, backbone=settings.backbone, member=member.name)

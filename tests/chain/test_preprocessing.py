@@ -62,11 +62,11 @@ def test_check_reports_and_writes_no_arrays(
 def test_source_without_images_names_the_download(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for folder in (tmp_path / "nowhere", tmp_path):
+    for folder, problem in ((tmp_path / "nowhere", "no such folder"), (tmp_path, "no images found")):
         flags = (*places(tmp_path), "--source", str(folder))
         assert exit_code(monkeypatch, contract.PREPROCESSING, *flags) == 2
         error = capsys.readouterr().err
-        assert f"{folder}: no images found" in error and f"python download_data.py --out {folder}" in error
+        assert f"{folder}: {problem}" in error and f"python download_data.py --out {folder}" in error
 
 
 def test_truncated_image_stops_the_run_or_is_left_out(

@@ -68,10 +68,19 @@ def test_missing_mask_folder_and_label_file_give_none(own_source: Path) -> None:
     assert {(record.mask, record.label) for record in records} == {(None, None)}
 
 
-@pytest.mark.parametrize("name", [".", "not there"])
-def test_folder_without_images_is_refused_with_its_path(tmp_path: Path, name: str) -> None:
+def test_folder_without_images_is_refused_with_its_path(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no images found; expected at least one of ISIC-2017_Training_Data"):
-        isic.read_source(tmp_path / name)
+        isic.read_source(tmp_path)
+
+
+def test_missing_folder_is_refused_with_its_path(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="nowhere: no such folder"):
+        isic.read_source(tmp_path / "nowhere")
+
+
+def test_folder_that_holds_images_itself_is_explained(own_source: Path) -> None:
+    with pytest.raises(InputError, match="must be in a folder below --source.*ISIC-2017_Test_v2_Data"):
+        isic.read_source(isic.image_folder(own_source, "test"))
 
 
 def test_missing_mask_is_named(own_source: Path) -> None:
