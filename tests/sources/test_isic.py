@@ -79,7 +79,7 @@ def test_missing_folder_is_refused_with_its_path(tmp_path: Path) -> None:
 
 
 def test_folder_that_holds_images_itself_is_explained(own_source: Path) -> None:
-    with pytest.raises(InputError, match="must be in a folder below --source.*ISIC-2017_Test_v2_Data"):
+    with pytest.raises(InputError, match=r"must be in a folder below --source.*ISIC-2017_Test_v2_Data"):
         isic.read_source(isic.image_folder(own_source, "test"))
 
 
