@@ -19,20 +19,19 @@ Expect  a report of the checks, then the arrays; speed: docs/data.md
 
 import argparse
 import contextlib
-import dataclasses
-import itertools
 from pathlib import Path
 
 from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
 from melanoma.cli import flags, run
-from melanoma.dataset import arrays, checks
+from melanoma.dataset import arrays, checks, splits
 from melanoma.dataset.cache import Cache
-from melanoma.dataset.splits import divide_2018, interleave
 from melanoma.dataset.workers import Workers
 from melanoma.evaluation import figures
 from melanoma.log import log
-from melanoma.sources import isic
+from melanoma.sources import reader, records
+from melanoma.sources.layouts import challenge_2017
+from melanoma.sources.records import Source
 
 SIZE = 256  # pixels: side of the arrays
 COPIES = 3.5  # times as many images of melanoma and of keratosis, as in 2018
@@ -41,12 +40,29 @@ COPIES = 3.5  # times as many images of melanoma and of keratosis, as in 2018
 def build_parser() -> argparse.ArgumentParser:
     """The script's command line."""
     parser = flags.base_parser(__doc__)
-    parser.add_argument("--source", type=Path, default=Path("data"), help="folder in the official ISIC 2017 layout")
+    parser.add_argument(
+        "--source", type=Path, default=Path("data"), help="folder of a known layout, or CSV of your own (docs/data.md)"
+    )
+    parser.add_argument("--layout", choices=reader.LAYOUTS, help="layout of --source; default: recognised")
+    parser.add_argument(
+        "--extra",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="SOURCE",
+        help="another folder or CSV, whose images are added to train; may be given several times",
+    )
+    parser.add_argument(
+        "--other",
+        choices=("benign",),
+        help="count diagnoses that are none of the three classes as benign nevus; default: leave these images out",
+    )
     parser.add_argument(
         "--split",
-        choices=(isic.OFFICIAL, "2018"),
-        default=isic.OFFICIAL,
-        help="official: the challenge's own splits; 2018: all labelled images divided as in 2018",
+        choices=splits.DIVISIONS,
+        default=splits.OFFICIAL,
+        help="official: the source's own splits, or if it has none, as divide; divide: 70 %% train, 10 %% validation, "
+        "20 %% test, of each class; 2018: all labelled images divided as in 2018; train, val, test: all images for it",
     )
     parser.add_argument("--size", type=flags.positive_int, default=SIZE, help="side of the arrays in pixels")
     parser.add_argument(
@@ -71,18 +87,15 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_source(arguments: argparse.Namespace) -> isic.SourceContents:
-    """The source, with its images divided into splits as the command line asks."""
-    source = isic.read_source(arguments.source)
-    records = source.records if arguments.split == isic.OFFICIAL else divide_2018(source.records, arguments.seed)
-    first = {split: interleave(found)[: arguments.limit] for split, found in records.items()}
-    return dataclasses.replace(source, records=first)
-
-
-def check(source: isic.SourceContents, cache: Cache, workers: Workers, arguments: argparse.Namespace) -> checks.Report:
-    """Checks the source and reports the result; stops if something has to be repaired."""
-    known = isic.KNOWN_DUPLICATES if arguments.split == isic.OFFICIAL else frozenset()
-    report = checks.inspect(source, cache, workers, known, arguments.keep_duplicates)
+def check(sources: list[Source], cache: Cache, workers: Workers, arguments: argparse.Namespace) -> checks.Report:
+    """Reads the images, divides them into splits and reports what they are; stops if something has to be repaired."""
+    division = splits.Division(arguments.split, arguments.limit, arguments.seed)
+    images = division.images_to_read(sources)
+    cache.read(images, workers)
+    groups = checks.find_groups(images, cache, workers)
+    known = challenge_2017.KNOWN_DUPLICATES if arguments.split == splits.OFFICIAL else frozenset()
+    divided = division.divide(sources, groups.number)
+    report = checks.inspect(sources, divided, groups, cache, known, arguments.keep_duplicates)
     for line in report.lines():
         log.info(line)
     report.write(arguments.graphics)
@@ -92,24 +105,24 @@ def check(source: isic.SourceContents, cache: Cache, workers: Workers, arguments
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Reads and checks the source, and writes the arrays of its splits."""
-    source = read_source(arguments)
+    """Reads and checks the sources, and writes the arrays of their splits."""
+    sources = reader.read_all(arguments.source, arguments.extra, arguments.layout, arguments.other is not None)
     workers = Workers(arguments.jobs, arguments.cluster)
     with Cache(arguments.data, arguments.size) as cache, workers, contextlib.ExitStack() as files:
-        cache.read(list(itertools.chain.from_iterable(source.records.values())), workers)
-        report = check(source, cache, workers, arguments)
+        report = check(sources, cache, workers, arguments)
         if arguments.check:
             return
         facts = {
-            "source_fingerprint": isic.fingerprint(report.usable),
-            "synthetic": isic.is_synthetic(arguments.source),
+            "source_fingerprint": records.fingerprint(report.usable),
+            "synthetic": records.is_synthetic(arguments.source),
+            "sources": [records.describe(source) for source in sources],
         }
         store = Store(arguments.data, contract.PREPROCESSING, vars(arguments) | facts)
         written = {}
-        for split, records in report.usable.items():  # after an error the arrays of an earlier run stay
-            rows = arrays.plan_rows(records, split, arguments.copies)
+        for split, found in report.usable.items():  # after an error the arrays of an earlier run stay
+            rows = arrays.plan_rows(found, split, arguments.copies)
             pixels = arrays.read_rows(rows, cache, arguments.seed, workers)
-            written[split] = arrays.write_split(store, files, split, rows, pixels, arguments.size)
+            written[split] = arrays.write_split(store, files, split, rows, pixels, report.groups.number)
     cache.remove()
     arrays.remove_others(store, written)
     figures.draw_copies(Store(arguments.data, contract.PREPROCESSING, {}), arguments.graphics / "augmentation.png")

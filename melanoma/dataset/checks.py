@@ -1,7 +1,7 @@
-"""Checks of a source before any array is written: what it contains, what cannot be used and what should be excluded."""
+"""Checks of data sets before any array is written: what they contain, what cannot be used, what should be excluded."""
 
 from collections import Counter
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,21 +11,40 @@ from melanoma.dataset import decode, duplicates
 from melanoma.dataset.cache import Cache
 from melanoma.dataset.workers import Workers
 from melanoma.errors import InputError, list_first
-from melanoma.sources import isic
+from melanoma.sources.records import Record, Source
 
 import pandas as pd
 
 MOST_FREQUENT = 8  # image sizes to name in the report
-REJECTS, DUPLICATES = "rejects.csv", "duplicates.csv"
+REJECTS, DUPLICATES, LEFT_OUT = "rejects.csv", "duplicates.csv", "left_out.csv"
+# Why images of train are left out.
+PUBLISHED = "duplicate according to published lists"
+DUPLICATE = "duplicate of another image"
+SAME_GROUP = "same lesion or patient as an image of validation or test"
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which images show the same picture, the same lesion or the same patient.
+
+    Attributes:
+        records: the images that could be read.
+        matches: pairs of them that show the same picture.
+        number: the group of every image, also of those that could not be read.
+    """
+
+    records: list[Record]
+    matches: list[duplicates.Match]
+    number: Mapping[Record, int]
 
 
 @dataclass(frozen=True)
 class Duplicate:
     """An image that shows the same picture as another one."""
 
-    record: isic.Record
+    record: Record
     split: str
-    other: isic.Record
+    other: Record
     other_split: str
     score: float  # 1 for identical images; see `duplicates.score`
 
@@ -37,67 +56,89 @@ class Duplicate:
 
 @dataclass(frozen=True)
 class Report:
-    """The result of all checks of one source."""
+    """The result of all checks.
 
-    source: isic.SourceContents
-    problems: dict[isic.Record, str]  # why a record cannot be used
+    Attributes:
+        sources: the data sets.
+        splits: their images.
+        problems: why images cannot be used.
+        duplicates: pairs of images that show the same picture.
+        groups: which images belong together.
+        left_out: images of train that are not used, and why.
+        conversions: number of images by what was converted.
+        doubts: images by what should be looked at, see `decode.Decoded`.
+        sizes: number of images by width x height.
+    """
+
+    sources: Sequence[Source]
+    splits: Mapping[str, list[Record]]
+    problems: Mapping[Record, str]
     duplicates: list[Duplicate]
-    left_out: Set[isic.Record]  # of train, because validation, test or train itself contains the same image
-    published: Set[isic.Record]  # of those, the ones known from published lists
-    conversions: dict[str, int]  # number of images by what was converted
-    sizes: dict[str, int]  # number of images by width x height
+    groups: Groups
+    left_out: Mapping[Record, str]
+    conversions: Mapping[str, int]
+    doubts: Mapping[str, list[Record]]
+    sizes: Mapping[str, int]
 
     @property
-    def usable(self) -> dict[str, list[isic.Record]]:
-        """The records to use, by split; splits without any are absent."""
-        bad = self.left_out | self.problems.keys()
-        kept = {
-            split: [record for record in records if record not in bad] for split, records in self.source.records.items()
-        }
+    def usable(self) -> dict[str, list[Record]]:
+        """The images to use, by split; splits without any are absent."""
+        bad = self.left_out.keys() | self.problems.keys()
+        kept = {split: [record for record in records if record not in bad] for split, records in self.splits.items()}
         return {split: records for split, records in kept.items() if records}
 
     def table(self) -> pd.DataFrame:
         """Numbers of images, a column per split."""
         columns = {}
-        for split, records in self.source.records.items():
+        for split, records in self.splits.items():
             labels = Counter(record.label for record in records)
+            groups = {record.group for record in records if record.group}
             columns[split] = {
                 "images": len(records),
                 "lesion masks": sum(record.mask is not None for record in records),
                 **{name: labels[label] for label, name in enumerate(CLASSES)},
                 "no label": labels[None],
+                **({"lesions or patients": len(groups)} if any(record.group for record in self.records) else {}),
                 "rejected": sum(record in self.problems for record in records),
                 "left out": sum(record in self.left_out for record in records),
                 "usable": len(self.usable.get(split, [])),
             }
         return pd.DataFrame(columns)
 
+    @property
+    def records(self) -> list[Record]:
+        """The images of all splits."""
+        return [record for records in self.splits.values() for record in records]
+
     def warnings(self) -> Iterator[str]:
         """What should be looked at, one line each; --strict stops at any."""
-        if self.source.unused_labels:
-            names = list_first(self.source.unused_labels)
-            yield f"{len(self.source.unused_labels)} ids in the label files have no image and are ignored: {names}"
+        for source in self.sources:
+            yield from source.warnings
         if count := self.conversions.get(decode.GREY_VALUES):
             yield f"{decode.GREY_VALUES}: {count}"
+        for doubt, records in self.doubts.items():
+            yield f"{doubt}: {len(records)}: {list_first([record.id for record in records])}"
         if leaks := [duplicate for duplicate in self.duplicates if duplicate.leaks]:
             pairs = list_first([f"{pair.record.id} = {pair.other.id} ({pair.other_split})" for pair in leaks])
             yield f"{len(leaks)} duplicates across two splits: {pairs}"
 
     def gaps(self) -> Iterator[str]:
-        """What the source does not contain, and the consequence."""
+        """What the splits do not contain, and the consequence."""
         for split in SPLITS:
             consequence = "cannot be used for training" if split == "train" else "predicted, but not evaluated"
-            records = self.source.records.get(split)
+            records = self.splits.get(split)
             if not records:
                 yield f"{split}: no images"
                 continue
-            if records[0].label is None:
+            if all(record.label is None for record in records):
                 yield f"{split}: no labels, {consequence}"
-            if records[0].mask is None:
+            if all(record.mask is None for record in records):
                 yield f"{split}: no lesion masks, {consequence}"
 
     def lines(self) -> Iterator[str]:
         """The full report, line by line."""
+        for source in self.sources:
+            yield from source_lines(source)
         yield from self.table().to_string().splitlines()
         yield from self.gaps()
         sizes = sorted(self.sizes.items(), key=lambda item: -item[1])
@@ -106,24 +147,19 @@ class Report:
         for what, count in sorted(self.conversions.items()):
             if what != decode.GREY_VALUES:
                 yield f"converted: {what}: {count}"
-        if self.source.superpixels:
-            yield f"{self.source.superpixels} superpixel files skipped"
         if repeats := [duplicate for duplicate in self.duplicates if not duplicate.leaks]:
             names = list_first([f"{pair.record.id} = {pair.other.id}" for pair in repeats])
             yield f"{len(repeats)} duplicates within one split: {names}"
-        if self.left_out:
-            listed = f", {len(self.published)} of them from published lists" if self.published else ""
-            yield f"{len(self.left_out)} duplicates left out of train{listed} (--keep-duplicates keeps them)"
+        for reason, count in Counter(self.left_out.values()).items():
+            yield f"{count} images left out of train: {reason} (--keep-duplicates keeps them)"
         for warning in self.warnings():
             yield f"warning: {warning}"
 
     def write(self, folder: Path) -> None:
-        """Writes rejects.csv and duplicates.csv, with a header only if there is nothing to list."""
+        """Writes rejects.csv, duplicates.csv and left_out.csv, with a header only if there is nothing to list."""
+        split_of = {record: split for split, records in self.splits.items() for record in records}
         rejects = [
-            (record.id, split, self.problems[record])
-            for split, records in self.source.records.items()
-            for record in records
-            if record in self.problems
+            (record.id, split, self.problems[record]) for record, split in split_of.items() if record in self.problems
         ]
         table = pd.DataFrame(rejects, columns=["image_id", "split", "reason"])
         write_text(folder / REJECTS, table.to_csv(index=False))
@@ -131,12 +167,16 @@ class Report:
             (pair.record.id, pair.split, pair.other.id, pair.other_split, round(pair.score, 3))
             for pair in self.duplicates
         ]
-        rows += [
-            (record.id, "train", "published list", "", float("nan")) for record in sorted(self.published, key=by_id)
-        ]
+        published = sorted(record.id for record, reason in self.left_out.items() if reason == PUBLISHED)
+        rows += [(name, "train", "published list", "", float("nan")) for name in published]
         table = pd.DataFrame(rows, columns=["image_id", "split", "same_as", "same_as_split", "similarity"])
         table["left_out"] = table["image_id"].isin([record.id for record in self.left_out])
         write_text(folder / DUPLICATES, table.to_csv(index=False))
+        left_out = [(one.name, str(source.path), one.reason) for source in self.sources for one in source.left_out]
+        source_of = {record: str(source.path) for source in self.sources for record in source.records}
+        left_out += [(record.id, source_of[record], reason) for record, reason in self.left_out.items()]
+        table = pd.DataFrame(left_out, columns=["image", "source", "reason"])
+        write_text(folder / LEFT_OUT, table.to_csv(index=False))
 
     def raise_problems(self, folder: Path, skip_bad: bool, strict: bool) -> None:
         """Stops a run whose source has problems.
@@ -156,7 +196,7 @@ class Report:
                 f"{len(self.problems)} images cannot be used: {names}. The first: {reason}. All reasons are in "
                 f"{folder / REJECTS}; repair these images or leave them out with --skip-bad"
             )
-        if empty := self.source.records.keys() - self.usable.keys():
+        if empty := self.splits.keys() - self.usable.keys():
             raise InputError(
                 f"no usable images are left of {', '.join(sorted(empty))}: see {REJECTS} and {DUPLICATES} in {folder}; "
                 "--keep-duplicates keeps duplicates"
@@ -165,47 +205,106 @@ class Report:
             raise InputError(f"--strict: {'; '.join(warnings)}")
 
 
-def inspect(
-    source: isic.SourceContents, cache: Cache, workers: Workers, known: Set[str], keep_duplicates: bool
-) -> Report:
-    """Checks a source.
+def source_lines(source: Source) -> Iterator[str]:
+    """What was read of a data set, what was left out, and what was assumed."""
+    yield f"{source.path}: read as {source.title}, {len(source.records)} images"
+    reasons = Counter(one.reason for one in source.left_out)
+    if reasons:
+        listed = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
+        yield f"  left out: {len(source.left_out)}: {listed}; all of them are in {LEFT_OUT}"
+    for remark in source.remarks:
+        yield f"  {remark}"
+
+
+def find_groups(records: Sequence[Record], cache: Cache, workers: Workers) -> Groups:
+    """Finds images that show the same picture, and joins them with the groups that their sources give.
 
     Args:
-        source: its contents, all records read into the cache.
+        records: images, all read into the cache; of two that show the same picture the first one counts as original.
         cache: cache of the decoded images.
         workers: compare images.
+    """
+    readable = [record for record in records if record in cache.info]
+    matches = duplicates.find(lambda row: cache.thumbnail(readable[row]), len(readable), workers)
+    rows = {record: row for row, record in enumerate(readable)}
+    for record in records:
+        rows.setdefault(record, len(rows))
+    first_of_group: dict[str, int] = {}
+    links = [(match.first, match.second) for match in matches]
+    links += [
+        (first_of_group.setdefault(record.group, row), row) for record, row in rows.items() if record.group is not None
+    ]
+    numbers = duplicates.components(links, len(rows))
+    return Groups(readable, matches, {record: int(numbers[row]) for record, row in rows.items()})
+
+
+def inspect(
+    sources: Sequence[Source],
+    splits: Mapping[str, list[Record]],
+    groups: Groups,
+    cache: Cache,
+    known: Set[str],
+    keep_duplicates: bool,
+) -> Report:
+    """Checks data sets.
+
+    Args:
+        sources: the data sets.
+        splits: their images, all read into the cache.
+        groups: from `find_groups`.
+        cache: cache of the decoded images.
         known: ids of training images to leave out as duplicates, whatever they show.
-        keep_duplicates: leave no duplicates out.
+        keep_duplicates: leave no images of train out.
 
     Returns:
         The report; nothing is written.
     """
-    rows = [
-        (record, split)
-        for split, records in source.records.items()
-        for record in sorted(records, key=by_id)
-        if record in cache.info
-    ]
-    matches = duplicates.find(lambda row: cache.thumbnail(rows[row][0]), len(rows), workers)
-    pairs = []
-    for match in matches:
-        first, second = match.first, match.second
-        if rows[first][1] == rows[second][1]:  # in one split the later id is the duplicate; else that of train
+    split_of = {record: split for split, records in splits.items() for record in records}
+    infos = {record: info for record, info in cache.info.items() if record in split_of}
+    problems = dict(cache.problems)
+    for source in sources:
+        problems |= source.problems
+    doubts: dict[str, list[Record]] = {}
+    for record, info in infos.items():
+        for doubt in info.doubts:
+            doubts.setdefault(doubt, []).append(record)
+    return Report(
+        sources,
+        splits,
+        {record: reason for record, reason in problems.items() if record in split_of},
+        list(_pairs(groups, split_of)),
+        groups,
+        {} if keep_duplicates else _left_out(groups, split_of, known),
+        Counter(note for info in infos.values() for note in info.notes),
+        doubts,
+        Counter("{}x{}".format(*info.size) for info in infos.values()),
+    )
+
+
+def _pairs(groups: Groups, split_of: Mapping[Record, str]) -> Iterator[Duplicate]:
+    """Duplicates; in one split the later one, else that of train is the one that repeats the other."""
+    order = list(SPLITS)
+    for match in groups.matches:
+        pair = [groups.records[match.first], groups.records[match.second]]
+        if not all(record in split_of for record in pair):
+            continue
+        first, second = sorted(pair, key=lambda record: order.index(split_of[record]))
+        if split_of[first] == split_of[second]:
             first, second = second, first
-        pairs.append(Duplicate(*rows[first], *rows[second], match.score))
-    published: set[isic.Record] = set()
-    left_out: set[isic.Record] = set()
-    if not keep_duplicates:
-        published = {record for record in source.records.get("train", []) if record.id in known}
-        left_out |= published
-        for group in duplicates.groups(matches, len(rows)):
-            in_train = [rows[row][0] for row in group if rows[row][1] == "train"]
-            left_out.update(in_train if len(in_train) < len(group) else in_train[1:])
-    conversions = Counter(note for info in cache.info.values() for note in info.notes)
-    sizes = Counter("{}x{}".format(*info.size) for info in cache.info.values())
-    return Report(source, cache.problems, pairs, left_out, published, conversions, sizes)
+        yield Duplicate(first, split_of[first], second, split_of[second], match.score)
 
 
-def by_id(record: isic.Record) -> str:
-    """Sort key."""
-    return record.id
+def _left_out(groups: Groups, split_of: Mapping[Record, str], known: Set[str]) -> dict[Record, str]:
+    """Images of train that validation, test or train itself contains too, and why they are left out."""
+    train = [record for record in groups.number if split_of.get(record) == "train"]
+    held_out = {groups.number[record] for record, split in split_of.items() if split != "train"}
+    left_out = {record: SAME_GROUP for record in train if groups.number[record] in held_out}
+    numbers = duplicates.components([(match.first, match.second) for match in groups.matches], len(groups.records))
+    same_picture: dict[int, list[Record]] = {}
+    for record, number in zip(groups.records, numbers, strict=True):
+        if record in split_of:
+            same_picture.setdefault(int(number), []).append(record)
+    for records in same_picture.values():
+        in_train = [record for record in records if split_of[record] == "train"]
+        left_out |= dict.fromkeys(in_train if len(in_train) < len(records) else in_train[1:], DUPLICATE)
+    return left_out | {record: PUBLISHED for record in train if record.id in known}

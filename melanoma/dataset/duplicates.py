@@ -7,7 +7,7 @@ slightly differently.
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from melanoma.dataset import augment, decode
@@ -165,19 +165,16 @@ def find(thumbnail: Callable[[int], np.ndarray], count: int, workers: Workers) -
     return sorted(matches, key=lambda match: (match.first, match.second))
 
 
-def groups(matches: list[Match], count: int) -> list[list[int]]:
-    """Groups of images that show the same picture, directly or through others.
+def components(links: Sequence[tuple[int, int]], count: int) -> np.ndarray:
+    """Numbers the groups of images that are linked directly or through others.
 
     Args:
-        matches: matches of images 0 to count - 1.
+        links: pairs of images 0 to count - 1.
         count: number of images.
 
     Returns:
-        Positions of the images of each group, ascending; only groups of two or more.
+        int (count,): equal for images of one group.
     """
-    links = np.array([(match.first, match.second) for match in matches], dtype=int).reshape(-1, 2).T
-    graph = sparse.coo_array((np.ones(links.shape[1]), tuple(links)), shape=(count, count))
-    _, component = sparse.csgraph.connected_components(graph, directed=False)
-    order = np.argsort(component, kind="stable")
-    components = np.split(order, np.flatnonzero(np.diff(component[order])) + 1)
-    return [positions.tolist() for positions in components if len(positions) > 1]
+    ends = np.array(links, dtype=int).reshape(-1, 2).T
+    graph = sparse.coo_array((np.ones(ends.shape[1]), tuple(ends)), shape=(count, count))
+    return sparse.csgraph.connected_components(graph, directed=False)[1]

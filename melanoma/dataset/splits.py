@@ -4,14 +4,19 @@ The rows of a split are its original images, then the augmented copies; a copy's
 """
 
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from melanoma.classes import CLASSES, SPLITS
 from melanoma.errors import InputError
-from melanoma.sources import isic
+from melanoma.sources.records import Record, Source, Splits
 
 import numpy as np
+
+OFFICIAL, DIVIDE, DIVISION_2018 = "official", "divide", "2018"
+DIVISIONS = (OFFICIAL, DIVIDE, DIVISION_2018, *SPLITS)
+PARTS = {"val": 0.1, "test": 0.2}  # of the images of each class; the rest is for train
 
 # Images per class (nevus, melanoma, keratosis) in the 2018 repository: all 2750, and those of validation and test.
 POOL_2018 = (1843, 521, 386)
@@ -29,44 +34,123 @@ class Member:
     seed: int  # of its training
 
 
-def divide_2018(splits: dict[str, list[isic.Record]], seed: int) -> dict[str, list[isic.Record]]:
-    """Pools all labelled images and divides them as the 2018 repository did, class by class.
+@dataclass(frozen=True)
+class Division:
+    """How the images of data sets are divided into train, validation and test.
 
-    Validation and test get PARTS_2018, train the rest. If a class has fewer images than POOL_2018, its parts shrink in
-    proportion.
-
-    Args:
-        splits: records by official split; unlabelled ones are left out.
+    Attributes:
+        name: one of DIVISIONS. OFFICIAL: the source's own splits; images without a split are divided as by DIVIDE if
+            any of them is labelled, else they are for test; if only some images have no split, they are for train.
+            DIVIDE: all are pooled, and PARTS of each class go to validation and test. DIVISION_2018: all labelled
+            images are pooled and divided in the numbers of the 2018 repository. A split: all images are for it.
+        limit: maximum number of images per split; None: no maximum.
         seed: seed of the random division.
-
-    Returns:
-        Records by split, sorted by id; no empty splits.
-
-    Raises:
-        InputError: no image is labelled, or only some of the labelled images have masks.
     """
-    pool = [record for records in splits.values() for record in records if record.label is not None]
-    if not pool:
-        raise InputError("--split 2018 divides labelled images, and there are none: add a label file (docs/data.md)")
-    if len({record.mask is None for record in pool}) > 1:
-        raise InputError(
-            "--split 2018 pools the official splits, so either all or none of them must have a mask folder"
-        )
-    order = np.random.default_rng(seed).permutation(len(pool))
-    divided: dict[str, list[isic.Record]] = {split: [] for split in SPLITS}
-    for label in range(len(CLASSES)):
-        of_class = [pool[row] for row in order if pool[row].label == label]
-        scale = min(1.0, len(of_class) / POOL_2018[label])
-        start = 0
-        for split, counts in PARTS_2018.items():
-            stop = start + round(counts[label] * scale)
-            divided[split] += of_class[start:stop]
-            start = stop
-        divided["train"] += of_class[start:]
-    return {split: sorted(records, key=lambda record: record.id) for split, records in divided.items() if records}
+
+    name: str
+    limit: int | None
+    seed: int
+
+    def images_to_read(self, sources: Sequence[Source]) -> list[Record]:
+        """The images of which `divide` chooses, in a fixed order: all, or with a limit enough of each class."""
+        return [
+            record
+            for source in sources
+            for split, records in self._candidates(source).items()
+            for record in sorted(interleave(records)[: self._candidate_limit(split)], key=by_id)
+        ]
+
+    def _candidates(self, source: Source) -> Splits:
+        if self.name in (DIVIDE, DIVISION_2018):
+            return {None: source.records}
+        order = (*SPLITS, None)
+        return {split: source.splits[split] for split in order if split in source.splits}
+
+    def _candidate_limit(self, split: str | None) -> int | None:
+        if self.limit is None or split is not None:
+            return self.limit
+        return round(self.limit / min(PARTS.values()))  # for the smallest part
+
+    def divide(self, sources: Sequence[Source], group_of: Mapping[Record, int]) -> dict[str, list[Record]]:
+        """Images by split, classes alternating; images of one group stay together, except in a source's own splits.
+
+        Args:
+            sources: the images of the first are divided, those of the others are for train.
+            group_of: number of the group of each image of `images_to_read`.
+
+        Raises:
+            InputError: no image is labelled, and the division is that of 2018.
+        """
+        base, *extra = sources
+        candidates = {
+            split: [record for record in records if record in group_of] for split, records in base.splits.items()
+        }
+        divided = {split: self._first(records) for split, records in self._divide(candidates, group_of).items()}
+        for source in extra:
+            added = self._first([record for record in source.records if record in group_of])
+            divided["train"] = divided.get("train", []) + added
+        return {split: divided[split] for split in SPLITS if divided.get(split)}
+
+    def _first(self, records: Sequence[Record]) -> list[Record]:
+        return interleave(sorted(records, key=by_id))[: self.limit]
+
+    def _divide(self, splits: Splits, group_of: Mapping[Record, int]) -> dict[str, list[Record]]:
+        pool = [record for split in (*SPLITS, None) for record in splits.get(split, [])]
+        if self.name in SPLITS:
+            return {self.name: pool}
+        if self.name == DIVISION_2018:
+            pool = [record for record in pool if record.label is not None]
+            if not pool:
+                raise InputError("--split 2018 divides labelled images, and there are none: add labels (docs/data.md)")
+        if self.name == OFFICIAL:
+            undecided = splits.get(None, [])
+            given = {split: list(splits[split]) for split in SPLITS if splits.get(split)}
+            if given:
+                return given | {"train": given.get("train", []) + undecided}
+            if all(record.label is None for record in undecided):
+                return {"test": undecided}
+        return _fill(pool, _part_sizes(pool, self.name), group_of, self.seed)
 
 
-def interleave(records: list[isic.Record]) -> list[isic.Record]:
+def _part_sizes(pool: Sequence[Record], division: str) -> dict[str, Counter[int | None]]:
+    """How many images of each class validation and test get."""
+    available = Counter(record.label for record in pool)
+    if division != DIVISION_2018:
+        return {
+            split: Counter({label: round(part * count) for label, count in available.items()})
+            for split, part in PARTS.items()
+        }
+    scales = [min(1.0, available[label] / count) for label, count in enumerate(POOL_2018)]
+    return {
+        split: Counter({label: round(count * scale) for label, (count, scale) in enumerate(zip(counts, scales, strict=True))})
+        for split, counts in PARTS_2018.items()
+    }
+
+
+def _fill(
+    pool: Sequence[Record], sizes: Mapping[str, Counter[int | None]], group_of: Mapping[Record, int], seed: int
+) -> dict[str, list[Record]]:
+    """Puts every group, in random order, into the first split that has room for all its images, else into train."""
+    groups: dict[int, list[Record]] = {}
+    for row in np.random.default_rng(seed).permutation(len(pool)):
+        groups.setdefault(group_of[pool[row]], []).append(pool[row])
+    divided: dict[str, list[Record]] = {split: [] for split in SPLITS}
+    room = {split: Counter(counts) for split, counts in sizes.items()}
+    for group in groups.values():
+        needed = Counter(record.label for record in group)
+        split = next((split for split, free in room.items() if needed <= free), "train")
+        divided[split] += group
+        if split in room:
+            room[split] -= needed
+    return divided
+
+
+def by_id(record: Record) -> str:
+    """Sort key."""
+    return record.id
+
+
+def interleave(records: list[Record]) -> list[Record]:
     """Sorts records so that the classes alternate: with --limit, the first rows of a split hold every class."""
     counts: dict[int | None, int] = {}
     rounds = []

@@ -1,0 +1,206 @@
+"""The files below a source folder: images, lesion masks and tables, whatever the layout."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from melanoma.errors import InputError
+from melanoma.sources import csv_table
+from melanoma.sources.records import LeftOut
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp"}
+UNREAD_SUFFIXES = {".gif", ".heic", ".heif", ".avif", ".dcm", ".jp2", ".j2k", ".psd", ".cr2", ".nef", ".dng", ".svg"}
+TABLE_SUFFIXES = {".csv", ".tsv", ".tab", ".txt", ""}
+
+# A mask has the name of its image with one of these endings, or the name itself in a folder of masks.
+MASK_ENDING = re.compile(r"_(segmentation|mask|seg|lesion)$")
+MASK_FOLDER = re.compile(r"(?<![a-z])masks?(?![a-z])|segmentation|ground[ _-]?truth|_lesion$")
+# Files of the challenges and of PH2 that look like images or masks, by the end of their names.
+NO_IMAGES = {
+    "superpixel files": re.compile(r"_superpixels$"),
+    "masks of dermoscopic attributes": re.compile(r"_attribute_\w+$"),
+    "masks of colour regions": re.compile(r"_r\d+_label\d+$"),
+}
+HIDDEN_FOLDERS = {"__macosx"}
+SPLIT_WORD = re.compile(r"(?<![a-z])(train|val|test)(?:ing|id|idation)?(?![a-z])")
+
+NOT_USED = "not used"  # in place of a split: the file belongs to no part of the layout
+
+SplitOf = Callable[[Path], str | None]  # from the path of a file, relative to the source, to its split or NOT_USED
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An image and its mask."""
+
+    id: str
+    split: str | None
+    image: Path
+    mask: Path | None
+
+
+@dataclass
+class Files:
+    """The files below a folder.
+
+    Attributes:
+        root: the folder.
+        images: images and masks.
+        table_paths: files that may be tables.
+        skipped: number of files that are neither, by what they are.
+        unread: image files whose format is not read.
+    """
+
+    root: Path
+    images: list[Path] = field(default_factory=list)
+    table_paths: list[Path] = field(default_factory=list)
+    skipped: Counter[str] = field(default_factory=Counter)
+    unread: list[Path] = field(default_factory=list)
+
+    def relative(self, path: Path) -> Path:
+        """Path relative to the folder."""
+        return path.relative_to(self.root)
+
+    @cached_property
+    def tables(self) -> list[csv_table.Table]:
+        """The tables that can be read."""
+        found = []
+        for path in self.table_paths:
+            if path.suffix.lower() == ".txt":
+                continue
+            try:
+                found.append(csv_table.read(path))
+            except InputError:
+                continue
+        return found
+
+    def tables_with(self, *columns: str) -> list[csv_table.Table]:
+        """The tables that have all these columns."""
+        return [table for table in self.tables if set(columns) <= set(table.columns.columns)]
+
+    def named(self, pattern: re.Pattern[str]) -> bool:
+        """Whether a folder above any image matches a pattern, in lower case."""
+        folders = {folder for path in self.images for folder in self.relative(path).parent.parts}
+        return any(pattern.fullmatch(folder.lower()) for folder in folders)
+
+
+def scan(root: Path) -> Files:
+    """Lists the files below a folder; hidden files and folders are skipped and counted.
+
+    Raises:
+        InputError: a file name is not valid text.
+    """
+    files, visited = Files(root), set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        if (real := os.path.realpath(folder)) in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        hidden = [name for name in folders if name.startswith(".") or name.lower() in HIDDEN_FOLDERS]
+        files.skipped["hidden folders"] += len(hidden)
+        folders[:] = sorted(set(folders) - set(hidden))
+        for name in sorted(names):
+            _sort_in(files, Path(folder, name))
+    return files
+
+
+def _sort_in(files: Files, path: Path) -> None:
+    suffix, stem = path.suffix.lower(), path.stem.lower()
+    if path.name.startswith("."):
+        files.skipped["hidden files"] += 1
+        return
+    if suffix not in IMAGE_SUFFIXES | UNREAD_SUFFIXES | TABLE_SUFFIXES:
+        return
+    try:
+        str(files.relative(path)).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{ascii(str(path))}: this file name is not valid UTF-8; rename the file") from None
+    for what, pattern in NO_IMAGES.items():
+        if pattern.search(stem):
+            files.skipped[what] += 1
+            return
+    {**dict.fromkeys(IMAGE_SUFFIXES, files.images), **dict.fromkeys(TABLE_SUFFIXES, files.table_paths)}.get(
+        suffix, files.unread
+    ).append(path)
+
+
+def key(name: str) -> str:
+    """What is compared of two ids: letters' case does not matter."""
+    return name.casefold()
+
+
+def split_by_folder(relative: Path) -> str | None:
+    """The split that the name of a folder above a file contains: train, val or test; None if there is none."""
+    for folder in relative.parent.parts:
+        if found := SPLIT_WORD.search(folder.lower()):
+            return found[1]
+    return None
+
+
+def no_split(relative: Path) -> str | None:
+    """For layouts without splits."""
+    return None
+
+
+def pair(files: Files, split_of: SplitOf) -> tuple[list[Pair], list[LeftOut]]:
+    """Matches images with their masks by name.
+
+    Args:
+        files: the files of the source.
+        split_of: which split a file belongs to.
+
+    Returns:
+        Images sorted by split and id; and masks without an image, second copies, and files that belong to no split.
+
+    Raises:
+        InputError: two images, or two masks, of one split have the same id.
+    """
+    relative = {path: files.relative(path) for path in files.images}
+    masks = _find_masks(files, relative)
+    left_out = [LeftOut(str(files.relative(path)), "format is not read") for path in files.unread]
+    used: dict[bool, dict[tuple[str | None, str], Path]] = {False: {}, True: {}}
+    for path in files.images:
+        split, of_mask = split_of(relative[path]), path in masks
+        if split == NOT_USED:
+            left_out.append(LeftOut(str(relative[path]), "not in a folder of this layout"))
+            continue
+        name = MASK_ENDING.sub("", path.stem.lower()) if of_mask else path.stem
+        first = used[of_mask].setdefault((split, key(name)), path)
+        if first != path:
+            _refuse_twins(first, path)
+            left_out.append(LeftOut(str(relative[path]), f"identical to {relative[first]}"))
+    pairs = [
+        Pair(path.stem, split, path, used[True].pop((split, name), None)) for (split, name), path in used[False].items()
+    ]
+    left_out += [LeftOut(str(relative[path]), "mask without an image") for path in used[True].values()]
+    return sorted(pairs, key=lambda one: (one.split or "", one.id)), left_out
+
+
+def _find_masks(files: Files, relative: Mapping[Path, Path]) -> set[Path]:
+    """The files that are masks by the name of their folder or their own name."""
+    in_folder = {path for path in files.images if MASK_FOLDER.search(relative[path].parent.name.lower())}
+    if len(in_folder) == len(files.images):  # a folder of images that is called like one of masks
+        in_folder = set()
+    stems = {path.stem.lower() for path in files.images}
+    by_name = {path for path in files.images if (found := MASK_ENDING.search(stem := path.stem.lower())) and (
+        found[1] != "lesion" or stem[: found.start()] in stems)}  # "lesion" alone may as well name an image
+    return in_folder | by_name
+
+
+def _refuse_twins(first: Path, second: Path) -> None:
+    """Accepts a file of the same name and content in another folder only."""
+    if first.name != second.name or first.read_bytes() != second.read_bytes():
+        raise InputError(f"two files have the same id: {first} and {second}; remove or rename one of them")
+
+
+def unused_folders(left_out: Sequence[LeftOut]) -> Iterator[str]:
+    """Lines that name the folders whose images belong to no part of the layout."""
+    folders = Counter(
+        str(Path(one.name).parent) for one in left_out if one.reason == "not in a folder of this layout"
+    )
+    for folder, count in sorted(folders.items()):
+        yield f"folder not used: {folder} ({count} images)"

@@ -1,0 +1,42 @@
+"""SIIM-ISIC 2020: a CSV with image_name, patient_id and target; images in folders named after train and test.
+
+The diagnosis counts where it is known; otherwise target 1 means melanoma, and target 0 benign.
+
+Source: Rotemberg et al. 2021, Scientific Data 8:34.
+"""
+
+from melanoma.sources import csv_table
+from melanoma.sources.files import Files, split_by_folder
+from melanoma.sources.layouts.layout import Annotations, Layout, Reading, column, indicated, read_annotated
+
+UNKNOWN = ("", "unknown")
+
+
+def recognise(files: Files) -> bool:
+    """Whether there is a table of targets."""
+    return bool(files.tables_with("image_name", "target"))
+
+
+def diagnoses(table: csv_table.Table) -> list[str]:
+    """The diagnosis of every row.
+
+    Raises:
+        InputError: a target is not 0 or 1; names the line.
+    """
+    by_target = ["malignant" if target else "benign" for target in indicated(table, ["target"])]
+    words = column(table, "diagnosis") or by_target
+    return [target if word.lower() in UNKNOWN else word for word, target in zip(words, by_target, strict=True)]
+
+
+def read(files: Files) -> Reading:
+    """Reads the layout."""
+    annotations = Annotations()
+    for table in files.tables_with("image_name"):
+        table = csv_table.drop_equal_rows(table, "image_name")
+        names = csv_table.ids(table, "image_name").tolist()
+        found = diagnoses(table) if "target" in table.columns else None
+        annotations.add(table, names, found, column(table, "patient_id", "lesion_id"))
+    return read_annotated(files, split_by_folder, annotations)
+
+
+LAYOUT = Layout("isic2020", "SIIM-ISIC 2020 challenge", recognise, read)

@@ -1,0 +1,149 @@
+"""Reads a data set of any known layout into records."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from melanoma.classes import CLASSES, NEVUS
+from melanoma.errors import InputError, list_first
+from melanoma.sources import csv_table, diagnoses
+from melanoma.sources.files import Files, scan, unused_folders
+from melanoma.sources.layouts import (
+    challenge_2016,
+    challenge_2017,
+    challenge_2020,
+    challenge_one_hot,
+    ham10000,
+    image_folder,
+    isic_archive,
+    own_csv,
+    ph2,
+)
+from melanoma.sources.layouts.layout import Entry, Layout, Reading
+from melanoma.sources.records import LeftOut, Record, Source, Splits
+
+LAYOUTS = {  # by name; the first that is recognised is used
+    layout.name: layout
+    for layout in (
+        challenge_2017.LAYOUT,
+        challenge_2016.LAYOUT,
+        *challenge_one_hot.LAYOUTS,
+        challenge_2020.LAYOUT,
+        ham10000.LAYOUT,
+        isic_archive.LAYOUT,
+        ph2.LAYOUT,
+        own_csv.LAYOUT,
+        image_folder.LAYOUT,
+    )
+}
+NO_CLASS = "no class"  # start of the reason for leaving out an image whose diagnosis has no class
+
+
+def read(path: Path, layout: str | None = None, keep_others: bool = False) -> Source:
+    """Reads a data set.
+
+    Args:
+        path: folder, or CSV of the user's own.
+        layout: key of LAYOUTS; None: recognised.
+        keep_others: whether images whose diagnosis has no class count as benign nevus instead of being left out.
+
+    Raises:
+        InputError: there are no images, the layout is not recognised, or a table is faulty.
+    """
+    if path.is_file():
+        chosen, files, reading = own_csv.LAYOUT, Files(path.parent), own_csv.read_table(csv_table.read(path))
+    elif path.is_dir():
+        files = scan(path)
+        chosen = LAYOUTS[layout] if layout else _recognise(files)
+        reading = chosen.read(files)
+    else:
+        raise InputError(f"{path}: no such folder or CSV. To download the images: python download_data.py --out {path}")
+    splits, problems, left_out = _classify(reading.entries, keep_others)
+    left_out += reading.left_out
+    source = Source(path, chosen.title, splits, problems, left_out)
+    if not source.records:
+        raise InputError(f"{path}: read as {chosen.title}, but no image can be used: {_reasons(left_out)}")
+    warnings = [*_unused_rows(reading.unused_rows), *unused_folders(left_out)]
+    remarks = [*reading.remarks, *_broad_diagnoses(reading.entries), *_skipped(files)]
+    return replace(source, warnings=warnings, remarks=remarks)
+
+
+def _recognise(files: Files) -> Layout:
+    found = next((layout for layout in LAYOUTS.values() if layout.recognise(files)), None)
+    if found:
+        return found
+    unread = f"; there are {len(files.unread)} images of formats that are not read" if files.unread else ""
+    raise InputError(
+        f"{files.root}: no images found{unread}. To download them: python download_data.py --out {files.root}"
+    )
+
+
+def _classify(entries: Sequence[Entry], keep_others: bool) -> tuple[Splits, dict[Record, str], list[LeftOut]]:
+    """Records by split, problems of some, and the images whose diagnosis has no class."""
+    splits: Splits = defaultdict(list)
+    problems, left_out = {}, []
+    for entry in entries:
+        one, diagnosis = entry.pair, entry.annotation.diagnosis
+        label = diagnoses.class_of(diagnosis) if diagnosis else None
+        if diagnosis and label is None:
+            if not keep_others:
+                left_out.append(LeftOut(one.id, f"{NO_CLASS}: {diagnosis}"))
+                continue
+            label = NEVUS
+        record = Record(one.id, one.image, one.mask, label, entry.annotation.group)
+        splits[one.split].append(record)
+        if entry.problem:
+            problems[record] = entry.problem
+    return dict(splits), problems, left_out
+
+
+def _reasons(left_out: Sequence[LeftOut]) -> str:
+    counts = Counter(one.reason for one in left_out)
+    return list_first([f"{count} {reason}" for reason, count in counts.most_common()]) or "there is none"
+
+
+def _unused_rows(names: Sequence[str]) -> Iterator[str]:
+    if names:
+        yield f"{len(names)} ids in the tables have no image and are ignored: {list_first(names)}"
+
+
+def _broad_diagnoses(entries: Sequence[Entry]) -> Iterator[str]:
+    """Lines about diagnoses that contain more than their class."""
+    counts = Counter(entry.annotation.diagnosis for entry in entries)
+    for diagnosis, count in counts.items():
+        if note := diagnoses.remark(diagnosis):
+            yield f"{count} images: {note}"
+
+
+def _skipped(files: Files) -> Iterator[str]:
+    """Lines about files that are no images."""
+    for what, count in files.skipped.items():
+        if count:
+            yield f"{count} {what} skipped"
+
+
+def read_all(path: Path, extra: Sequence[Path], layout: str | None, keep_others: bool) -> list[Source]:
+    """Reads a data set and others that add images to its train split.
+
+    An id of an extra data set that occurs before is preceded by the name of its folder or CSV.
+
+    Args:
+        path: see `read`.
+        extra: folders or CSVs.
+        layout: of the first, see `read`.
+        keep_others: see `read`.
+    """
+    sources = [read(path, layout, keep_others)]
+    known = {record.id for record in sources[0].records}
+    for other in extra:
+        source = read(other, keep_others=keep_others)
+        renamed = {
+            record: replace(record, id=f"{other.stem}/{record.id}") if record.id in known else record
+            for record in source.records
+        }
+        splits = {split: [renamed[record] for record in records] for split, records in source.splits.items()}
+        problems = {renamed[record]: reason for record, reason in source.problems.items()}
+        sources.append(replace(source, splits=splits, problems=problems))
+        known |= {record.id for record in sources[-1].records}
+    return sources

@@ -1,0 +1,280 @@
+"""Every layout is recognised and read into the same records."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from melanoma.classes import KERATOSIS, MELANOMA, NEVUS
+from melanoma.errors import InputError
+from melanoma.sources import reader
+from melanoma.sources.records import Source
+
+import pytest
+import toy_sources
+from toy_sources import image, mask, text
+
+Make = Callable[[Path], Path]
+N, M, K = NEVUS, MELANOMA, KERATOSIS
+
+# Layout: function, and the labels of its splits.
+EXPECTED: dict[str, tuple[Make, dict[str | None, list[int | None]]]] = {
+    "isic2016": (toy_sources.isic2016, {"train": [N, M, N], "test": [N, M]}),
+    "isic2018": (toy_sources.isic2018, {"train": [M, N, K], "val": [N], "test": [M]}),
+    "isic2019": (toy_sources.isic2019, {"train": [M, N, K]}),
+    "ham10000": (toy_sources.ham10000, {None: [M, N, K, N, N]}),
+    "isic2020": (toy_sources.isic2020, {"train": [M, K, N], "test": [None]}),
+    "isic-cli": (toy_sources.isic_archive, {None: [N, M, K]}),
+    "ph2": (toy_sources.ph2, {None: [N, N, M]}),
+    "folder": (toy_sources.image_folder, {None: [None, None, None]}),
+}
+
+
+def labels(source: Source) -> dict[str | None, list[int | None]]:
+    return {split: [record.label for record in records] for split, records in source.splits.items()}
+
+
+def reasons(source: Source) -> list[str]:
+    return [one.reason for one in source.left_out]
+
+
+def groups(source: Source) -> list[str | None]:
+    return [record.group for record in source.records]
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_layout_is_recognised_and_labelled(name: str, tmp_path: Path) -> None:
+    make, expected = EXPECTED[name]
+    source = reader.read(make(tmp_path))
+    assert (source.title, labels(source)) == (reader.LAYOUTS[name].title, expected)
+    assert not source.problems and not source.warnings
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_layout_nested_by_unzipping_is_read_alike(name: str, tmp_path: Path) -> None:
+    make, expected = EXPECTED[name]
+    make(tmp_path / "outer" / "download")
+    source = reader.read(tmp_path / "outer")
+    assert (source.title, labels(source)) == (reader.LAYOUTS[name].title, expected)
+
+
+def test_two_words_of_2016_become_classes_and_the_log_says_so(tmp_path: Path) -> None:
+    source = reader.read(toy_sources.isic2016(tmp_path))
+    assert all(record.mask for record in source.records)
+    assert any("benign is not divided into nevus and seborrheic keratosis" in remark for remark in source.remarks)
+
+
+def test_benign_keratosis_is_more_than_seborrheic_keratosis_and_the_log_says_so(tmp_path: Path) -> None:
+    source = reader.read(toy_sources.ham10000(tmp_path))
+    assert [remark.partition(" is ")[0] for remark in source.remarks] == ["1 images: bkl"]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ham10000", ["no class: bcc"]),
+        ("isic2018", ["no class: bcc"]),
+        ("isic2019", ["no class: scc"]),
+        ("isic2020", ["no class: lentigo NOS"]),
+        ("isic-cli", ["no class: Benign epidermal proliferations, unspecified", "not dermoscopic: clinical: overview"]),
+    ],
+)
+def test_diagnosis_without_a_class_is_left_out_and_listed(name: str, expected: list[str], tmp_path: Path) -> None:
+    assert reasons(reader.read(EXPECTED[name][0](tmp_path))) == expected
+
+
+def test_diagnosis_without_a_class_is_kept_as_benign_on_request(tmp_path: Path) -> None:
+    source = reader.read(toy_sources.ham10000(tmp_path), keep_others=True)
+    assert labels(source) == {None: [M, N, K, N, N, N]} and reasons(source) == []
+
+
+def test_lesions_and_patients_are_groups(tmp_path: Path) -> None:
+    ham = groups(reader.read(toy_sources.ham10000(tmp_path / "ham")))
+    assert ham == ["HAM_0000000", "HAM_0000000", "HAM_0000001", "HAM_0000002", "HAM_0000002"]
+    train = reader.read(toy_sources.isic2018(tmp_path / "2018")).splits["train"]
+    assert [record.group for record in train] == ["HAM_1", "HAM_1", None]
+    assert groups(reader.read(toy_sources.isic2019(tmp_path / "2019"))) == [None, "MSK4_0011169", None]
+    siim = reader.read(toy_sources.isic2020(tmp_path / "2020")).splits["train"]
+    assert [record.group for record in siim] == ["IP_7279968", "IP_2842074", "IP_7279968"]
+    assert groups(reader.read(toy_sources.isic_archive(tmp_path / "cli"))) == ["IP_1", "IP_1", "IP_2"]
+
+
+def test_masks_are_found_where_there_are_some(tmp_path: Path) -> None:
+    ham = reader.read(toy_sources.ham10000(tmp_path / "ham")).records
+    assert [record.mask is not None for record in ham] == [True, True, True, False, False]
+    assert all(record.mask for record in reader.read(toy_sources.ph2(tmp_path / "ph2")).records)
+
+
+def test_layout_can_be_forced(tmp_path: Path) -> None:
+    source = reader.read(toy_sources.ham10000(tmp_path), layout="folder")
+    assert labels(source) == {None: [None] * 6}
+
+
+# ------------------------------------------------------------------------------------------------------------- own CSV
+
+
+def test_own_csv_gives_paths_labels_masks_splits_and_groups(tmp_path: Path) -> None:
+    path = toy_sources.own_csv(tmp_path)
+    source = reader.read(path)
+    assert labels(source) == {"train": [M, K], "test": [N, None]}
+    assert [record.id for record in source.records] == ["photos/one/mole", "photos/two/mole", "three", "Four"]
+    first, second, third, fourth = source.records
+    assert (first.image, first.mask) == (tmp_path / "photos/one/mole.png", tmp_path / "masks/m1.png")
+    assert (third.image, fourth.image.is_file()) == (tmp_path / "photos/three.jpg", True)
+    assert first.group == second.group != third.group and fourth.group is None
+
+
+def test_own_csv_is_found_in_its_folder(tmp_path: Path) -> None:
+    path = toy_sources.own_csv(tmp_path)
+    assert reader.read(path.parent).splits == reader.read(path).splits
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("photos/three.jpg,nevus,,test,", "line 6: photos/three.jpg is listed twice"),
+        ("photos/one/mole.png,melanoma,,dev,", "line 6: split 'dev'; expected train, val or test"),
+        ("photos/new.jpg,nevus,,,", "line 6: no split, though other lines have one"),
+        (",nevus,,test,", "line 6: no image"),
+    ],
+)
+def test_faulty_line_of_an_own_csv_is_named(line: str, message: str, tmp_path: Path) -> None:
+    path = toy_sources.own_csv(tmp_path)
+    content = path.read_text().replace("photos/three,", "photos/three.jpg,").replace("photos/one/mole.png,melanoma", "x.png,mel")
+    path.write_text(content + line + "\n")
+    with pytest.raises(InputError, match=message):
+        reader.read(path)
+
+
+def test_missing_file_of_an_own_csv_is_a_problem_of_its_image(tmp_path: Path) -> None:
+    path = toy_sources.own_csv(tmp_path)
+    (tmp_path / "masks" / "m1.png").unlink()
+    source = reader.read(path)
+    assert {record.id: reason for record, reason in source.problems.items()} == {
+        "photos/one/mole": f"{tmp_path / 'masks/m1.png'}: no such file"
+    }
+
+
+def test_word_that_is_no_diagnosis_is_left_out_with_its_word(tmp_path: Path) -> None:
+    path = toy_sources.own_csv(tmp_path)
+    path.write_text(path.read_text().replace("melanoma", "Melanom"))
+    assert reasons(reader.read(path)) == ["no class: Melanom"]
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+
+
+def test_hidden_files_are_skipped_and_counted(tmp_path: Path) -> None:
+    toy_sources.image_folder(tmp_path)
+    image(tmp_path / ".thumb.jpg")
+    text(tmp_path / "left" / "._a.tif", ["resource fork"])
+    image(tmp_path / "__MACOSX" / "a.jpg")
+    source = reader.read(tmp_path)
+    assert len(source.records) == 3
+    assert source.remarks == ["1 hidden folders skipped", "2 hidden files skipped"]
+
+
+@pytest.mark.parametrize("other", ["left/a.jpg", "right/a.tif", "A.png"])
+def test_two_files_of_one_id_stop_with_both_names(other: str, tmp_path: Path) -> None:
+    toy_sources.image_folder(tmp_path)
+    image(tmp_path / other, 7)
+    with pytest.raises(InputError, match=r"two files have the same id: .*[aA]\.\w+ and .*[aA]\.\w+"):
+        reader.read(tmp_path)
+
+
+def test_equal_file_in_another_folder_is_counted(tmp_path: Path) -> None:
+    toy_sources.ham10000(tmp_path)
+    first = tmp_path / "HAM10000_images_part_1"
+    (tmp_path / "ham10000_images_part_1").mkdir()
+    for path in first.iterdir():
+        (tmp_path / "ham10000_images_part_1" / path.name).write_bytes(path.read_bytes())
+    source = reader.read(tmp_path)
+    assert len(source.records) == 5
+    assert sum(reason.startswith("identical to HAM10000_images_part_1") for reason in reasons(source)) == 3
+
+
+def test_two_masks_of_one_image_stop_with_both_names(tmp_path: Path) -> None:
+    toy_sources.image_folder(tmp_path)
+    mask(tmp_path / "left" / "a_segmentation.png", 3)
+    with pytest.raises(InputError, match=r"same id: .*a_mask.png and .*a_segmentation.png"):
+        reader.read(tmp_path)
+
+
+@pytest.mark.parametrize("suffix", [".gif", ".HEIC", ".dcm"])
+def test_unread_format_is_listed(suffix: str, tmp_path: Path) -> None:
+    toy_sources.image_folder(tmp_path)
+    text(tmp_path / f"d{suffix}", ["x"])
+    source = reader.read(tmp_path)
+    assert [(one.name, one.reason) for one in source.left_out] == [(f"d{suffix}", "format is not read")]
+
+
+def test_name_that_is_not_utf8_is_refused_plainly(tmp_path: Path) -> None:
+    toy_sources.image_folder(tmp_path)
+    image(tmp_path / "b\udcff.png")
+    with pytest.raises(InputError, match=r"b\\udcff.png': this file name is not valid UTF-8") as error:
+        reader.read(tmp_path)
+    str(error.value).encode()
+
+
+@pytest.mark.parametrize("ending", ["_Segmentation", "_lesion", "_mask", "_SEG"])
+def test_usual_endings_of_masks_are_found(ending: str, tmp_path: Path) -> None:
+    image(tmp_path / "images" / "mole.jpg")
+    mask(tmp_path / "images" / f"mole{ending}.png")
+    (record,) = reader.read(tmp_path).records
+    assert record.mask == tmp_path / "images" / f"mole{ending}.png"
+
+
+@pytest.mark.parametrize("folder", ["masks", "Ground_Truth", "mole_segmentations"])
+def test_mask_with_the_name_of_its_image_is_found_in_a_folder_of_masks(folder: str, tmp_path: Path) -> None:
+    image(tmp_path / "images" / "Mole.jpg")
+    mask(tmp_path / folder / "mole.png")
+    (record,) = reader.read(tmp_path).records
+    assert record.mask == tmp_path / folder / "mole.png"
+
+
+def test_mask_without_an_image_is_listed(tmp_path: Path) -> None:
+    toy_sources.image_folder(tmp_path)
+    mask(tmp_path / "masks" / "z.png")
+    assert reasons(reader.read(tmp_path)) == ["mask without an image"]
+
+
+def test_image_that_is_called_like_a_mask_is_kept(tmp_path: Path) -> None:
+    image(tmp_path / "skin_lesion" / "arm_lesion.jpg")
+    assert [record.id for record in reader.read(tmp_path).records] == ["arm_lesion"]
+
+
+def test_image_with_copy_in_its_name_is_an_image(tmp_path: Path) -> None:
+    for number, name in enumerate(("mole.jpg", "mole_copy.jpg", "mole_copy2.jpg")):
+        image(tmp_path / name, number)
+    assert [record.id for record in reader.read(tmp_path).records] == ["mole", "mole_copy", "mole_copy2"]
+
+
+@pytest.mark.parametrize("name", ["ISIC2018_Task3_Training_LesionGroupings.csv", "ISIC_2019_Training_Metadata.csv"])
+def test_table_without_diagnoses_adds_groups_only(name: str, tmp_path: Path) -> None:
+    make = toy_sources.isic2018 if "2018" in name else toy_sources.isic2019
+    make(tmp_path)
+    (tmp_path / name).unlink()
+    assert set(groups(reader.read(tmp_path))) == {None}
+
+
+def test_image_without_a_row_is_a_problem_and_a_row_without_an_image_a_warning(tmp_path: Path) -> None:
+    toy_sources.ham10000(tmp_path)
+    table = tmp_path / "HAM10000_metadata.csv"
+    table.write_text(table.read_text().replace("ISIC_0024306", "ISIC_9999999"))
+    source = reader.read(tmp_path)
+    assert [record.id for record in source.problems] == ["ISIC_0024306"]
+    assert source.warnings == ["1 ids in the tables have no image and are ignored: ISIC_9999999"]
+
+
+def test_letters_case_never_matters(tmp_path: Path) -> None:
+    toy_sources.ham10000(tmp_path)
+    table = tmp_path / "HAM10000_metadata.csv"
+    table.write_text(table.read_text().replace("ISIC_", "isic_").replace("image_id,dx", "IMAGE_ID,Dx").replace("mel", "MEL"))
+    assert labels(reader.read(tmp_path)) == EXPECTED["ham10000"][1]
+
+
+# ------------------------------------------------------------------------------------------------------- several sources
+
+
+def test_id_that_occurs_in_two_sources_is_made_unique(tmp_path: Path) -> None:
+    first, second = toy_sources.image_folder(tmp_path / "one"), toy_sources.image_folder(tmp_path / "two")
+    sources = reader.read_all(first, [second], None, False)
+    assert [record.id for source in sources for record in source.records] == ["a", "b", "c", "two/a", "two/b", "two/c"]
