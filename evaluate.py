@@ -3,7 +3,7 @@
 Evaluates validation and test. After a cross-validation (--folds in step 4) it also evaluates train, where each image
 was predicted by networks that were not trained on it, and writes the files named below for train too.
 
-Reads   data/arrays/{train,val,test}_{ids,labels}.npy       from step 1
+Reads   data/arrays/{train,val,test}_{ids,labels,source}.npy  from step 1
         data/arrays/{train,val,test}_probabilities.npy      from step 4
         CSV files of predictions and metadata               with --predictions, --compare, --metadata
         data/arrays/{val,test}_{images,predicted}.npy       from steps 1 and 2, with --occlusion
@@ -106,9 +106,10 @@ def main(arguments: argparse.Namespace) -> None:
     results = {system.name: scoring.evaluate_system(system, images, metadata, arguments.seed) for system in systems}
     if classifier:
         store.save_json("thresholds", classifier.thresholds)
-        for split, probabilities in classifier.probabilities.items():
+        for split in classifier.probabilities:
             table = graphics / submissions.FILE.format(split=split)
-            submissions.write(table, images.ids[split], probabilities)
+            ids, probabilities = scoring.load_predictions(store, images, split)
+            submissions.write(table, ids, probabilities)
             log.info("%d predictions in %s", len(probabilities), table)
         if arguments.occlusion and not images.labels:
             log.info("no occlusion test, because there are no labels")
@@ -116,7 +117,7 @@ def main(arguments: argparse.Namespace) -> None:
             from melanoma.evaluation import occlusion  # imports Keras
 
             results[classifier.name]["occlusion"] = occlusion.evaluate(
-                store, classifier.name, images.labels, graphics, arguments.seed
+                store, classifier.name, images, graphics, arguments.seed
             )
     for split, labels in images.labels.items():
         if predicted := [system for system in systems if split in system.probabilities]:

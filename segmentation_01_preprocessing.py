@@ -1,11 +1,14 @@
 """Step 1 of 5: converts images, masks and labels to arrays; adds augmented copies of melanoma and seborrheic keratosis.
 
 Reads   --source, a folder in the official ISIC 2017 layout
-Writes  data/arrays/{train,val,test}_ids.npy      str (N,)
+Writes  data/arrays/{train,val,test}_ids.npy      str (N,); an augmented copy has the id of its original
+        data/arrays/{train,val,test}_source.npy   int64 (N,), row of the original
+        data/arrays/{train,val,test}_groups.npy   int64 (N,), equal for images that stay in one fold
         data/arrays/{train,val,test}_images.npy   uint8 (N, S, S, 3)
-        data/arrays/{train,val,test}_masks.npy    uint8 (N, S, S, 1), {0, 1}; if the split has masks
-        data/arrays/{train,val,test}_labels.npy   int8 (N,), 0 benign nevus, 1 melanoma, 2 seborrheic keratosis; if the
-                                                  split has labels
+        data/arrays/{train,val,test}_masks.npy    uint8 (N, S, S, 1), {0, 1}; if any image of the split has a mask
+        data/arrays/{train,val,test}_has_mask.npy bool (N,); with the masks
+        data/arrays/{train,val,test}_labels.npy   int8 (N,), 0 benign nevus, 1 melanoma, 2 seborrheic keratosis, -1 no
+                                                  label; if any image of the split has a label
         data/cache.sqlite                         decoded images, until the arrays are written
         graphics/rejects.csv                      images that cannot be used, and why
         graphics/duplicates.csv                   images that show the same picture

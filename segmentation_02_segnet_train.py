@@ -1,6 +1,7 @@
 """Step 2 of 5: train a network to segment the lesion, then predict its mask in every image.
 
-Reads   data/arrays/{train,val,test}_{ids,images,masks,labels}.npy   from step 1
+Reads   data/arrays/{train,val,test}_{ids,images,masks,has_mask}.npy  from step 1
+        data/arrays/{train,val,test}_{source,groups,labels}.npy  from step 1
         pretrained/segnet.weights.h5, segnet.json                    with --pretrained
 Writes  data/weights/segnet{member}.weights.h5                weights of the best epoch, of each fold
         data/weights/segnet.json                              network design, threshold, training history
@@ -26,7 +27,7 @@ from melanoma.artifacts import contract
 from melanoma.artifacts.atomic import write_json
 from melanoma.artifacts.store import Store
 from melanoma.cli import flags, hardware, run
-from melanoma.errors import StageError
+from melanoma.dataset.splits import originals_with_mask
 from melanoma.evaluation import figures, scoring, tables
 from melanoma.inference import pretrained, segment
 from melanoma.log import log
@@ -92,11 +93,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 def train(arguments: argparse.Namespace, store: Store) -> TrainedNetworks | None:
     """Trains the networks; None in a process of distributed training that does not lead."""
-    if not store.has("masks", split="train"):
-        raise StageError(
-            f"there are no masks of training images: run {contract.PREPROCESSING} on a source with masks, or this "
-            "script with --pretrained"
-        )
     settings = flags.to_dataclass(SegmentationSettings, vars(arguments))
     metrics = {"loss": f"{arguments.loss.replace('_', ' ')} loss", "jaccard": "mean Jaccard index"}
 
@@ -131,7 +127,7 @@ def score(store: Store, out_of_fold: bool, seed: int) -> dict[str, dict[str, Any
     for split in store.splits():
         if split == "train" and not out_of_fold:
             continue
-        if store.has("masks", split=split):
+        if len(originals_with_mask(store, split)):
             scores[split] = scoring.score_masks(store, split, seed)
             note = ", out-of-fold" if split == "train" else ""
             log.info("\nLesion masks of %s%s, n = %d", split, note, scores[split]["n"])

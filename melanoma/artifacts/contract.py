@@ -1,7 +1,8 @@
 """The contract between the scripts: every file that passes from one to the next, with its dtype, shape and range.
 
 The arrays of a split share their rows: row i of each belongs to row i of `{split}_ids.npy`. A script that runs with
-`--limit` writes fewer rows, always the first ones.
+`--limit` writes fewer rows, always the first ones. Original images come first, then augmented copies; a copy has the id
+of its original.
 """
 
 import re
@@ -50,9 +51,16 @@ MASKS = ("N", "S", "S", 1)
 FILES = {
     "ids": File("arrays/{split}_ids.npy", PREPROCESSING, (SEGNET, ROI, CLASSIFIER, EVALUATION), "str", ("N",)),
     "images": File("arrays/{split}_images.npy", PREPROCESSING, (SEGNET, ROI, EVALUATION), "uint8", IMAGES, 0, 255),
+    # Row of the original image: of an augmented copy another row, of an original its own. Originals come first.
+    "source": File("arrays/{split}_source.npy", PREPROCESSING, (SEGNET, CLASSIFIER, EVALUATION), "int64", ("N",), 0),
+    # Images of one lesion, one patient, or that show the same picture have the same number.
+    "groups": File("arrays/{split}_groups.npy", PREPROCESSING, (SEGNET, CLASSIFIER), "int64", ("N",), 0),
+    # Written if an image of the split has a mask; masks of images without one are 0.
     "masks": File("arrays/{split}_masks.npy", PREPROCESSING, (SEGNET,), "uint8", MASKS, 0, 1),
+    "has_mask": File("arrays/{split}_has_mask.npy", PREPROCESSING, (SEGNET,), "bool", ("N",)),
+    # Written if an image of the split has a label; -1: no label.
     "labels": File(
-        "arrays/{split}_labels.npy", PREPROCESSING, (SEGNET, ROI, CLASSIFIER, EVALUATION), "int8", ("N",), 0, 2
+        "arrays/{split}_labels.npy", PREPROCESSING, (SEGNET, ROI, CLASSIFIER, EVALUATION), "int8", ("N",), -1, 2
     ),
     "segnet_weights": File("weights/segnet{member}.weights.h5", SEGNET, ()),
     "segnet_settings": File("weights/segnet.json", SEGNET, ()),

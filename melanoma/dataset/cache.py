@@ -13,7 +13,7 @@ from melanoma.dataset import decode
 from melanoma.dataset.workers import Workers
 from melanoma.errors import InputError
 from melanoma.log import log, progress
-from melanoma.sources import isic
+from melanoma.sources.records import Record
 
 import numpy as np
 
@@ -49,9 +49,9 @@ class Cache:
         made_by = repr((Path(decode.__file__).read_bytes(), version("pillow"), LAYOUT, size))
         self.version = int.from_bytes(hashlib.sha256(made_by.encode()).digest()[:4], "big") >> 1  # SQLite keeps 31 bits
         self.connection: sqlite3.Connection
-        self.keys: dict[isic.Record, str] = {}  # of the files before they were read
-        self.info: dict[isic.Record, ReadInfo] = {}
-        self.problems: dict[isic.Record, str] = {}  # why a record cannot be used
+        self.keys: dict[Record, str] = {}  # of the files before they were read
+        self.info: dict[Record, ReadInfo] = {}
+        self.problems: dict[Record, str] = {}  # why a record cannot be used
 
     def __enter__(self) -> "Cache":
         """Opens the file exclusively; a damaged one is replaced.
@@ -104,7 +104,7 @@ class Cache:
         for path in (self.path, self.path.with_name(NAME + "-journal")):
             path.unlink(missing_ok=True)
 
-    def read(self, records: Sequence[isic.Record], workers: Workers) -> None:
+    def read(self, records: Sequence[Record], workers: Workers) -> None:
         """Decodes the images that are not in the cache yet, and fills `info` and `problems`.
 
         Raises:
@@ -129,7 +129,7 @@ class Cache:
         except sqlite3.Error as error:
             raise self._input_error(error) from None
 
-    def _look_up(self, records: Sequence[isic.Record]) -> None:
+    def _look_up(self, records: Sequence[Record]) -> None:
         """Fills `keys`, and `info` of the records that are in the cache."""
         known = dict(self.connection.execute("SELECT key, info FROM decoded"))
         for record in records:
@@ -145,30 +145,30 @@ class Cache:
         if self.connection.in_transaction:
             self.connection.execute("COMMIT")
 
-    def _add(self, record: isic.Record, decoded: decode.Decoded) -> None:
+    def _add(self, record: Record, decoded: decode.Decoded) -> None:
         info = json.dumps([decoded.size, decoded.notes])
         arrays = (decoded.thumbnail, decoded.image, decoded.mask)
         row = (self.keys[record], info, *(None if array is None else array.tobytes() for array in arrays))
         self.connection.execute("INSERT OR REPLACE INTO decoded VALUES (?, ?, ?, ?, ?)", row)
         self._set_info(record, info)
 
-    def _set_info(self, record: isic.Record, text: str) -> None:
+    def _set_info(self, record: Record, text: str) -> None:
         (width, height), notes = json.loads(text)
         self.info[record] = ReadInfo((width, height), tuple(notes))
 
-    def _select(self, record: isic.Record, columns: str) -> tuple[bytes | None, ...]:
+    def _select(self, record: Record, columns: str) -> tuple[bytes | None, ...]:
         query = f"SELECT {columns} FROM decoded WHERE key = ?"
         try:
             return self.connection.execute(query, [self.keys[record]]).fetchone()
         except sqlite3.Error as error:
             raise self._input_error(error) from None
 
-    def thumbnail(self, record: isic.Record) -> np.ndarray:
+    def thumbnail(self, record: Record) -> np.ndarray:
         """The thumbnail of a record that was read: uint8 (THUMBNAIL, THUMBNAIL), grey."""
         (content,) = self._select(record, "thumbnail")
         return np.frombuffer(content or b"", np.uint8).reshape(decode.THUMBNAIL, decode.THUMBNAIL)
 
-    def pixels(self, record: isic.Record) -> tuple[np.ndarray, np.ndarray | None]:
+    def pixels(self, record: Record) -> tuple[np.ndarray, np.ndarray | None]:
         """Image and mask of a record that was read.
 
         Returns:
@@ -182,7 +182,7 @@ class Cache:
         return image, mask
 
 
-def key(record: isic.Record) -> str:
+def key(record: Record) -> str:
     """Identifies the files of a record and their state: paths, sizes in bytes, modification times."""
     states = [(path.absolute(), path.stat()) for path in (record.image, record.mask) if path]
     return repr([(str(path), state.st_size, state.st_mtime_ns) for path, state in states])

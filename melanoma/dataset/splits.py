@@ -1,6 +1,6 @@
 """Splits, cross-validation folds, and the rows of augmented copies.
 
-The rows of a split are its original images, then the augmented copies; a copy's id is its original's id with a suffix.
+The rows of a split are its original images, then the augmented copies. `source` holds the row of each row's original.
 """
 
 import warnings
@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from melanoma.artifacts.store import Store
 from melanoma.classes import CLASSES, SPLITS
 from melanoma.errors import InputError
 from melanoma.sources.records import Record, Source, Splits
@@ -22,7 +23,7 @@ PARTS = {"val": 0.1, "test": 0.2}  # of the images of each class; the rest is fo
 POOL_2018 = (1843, 521, 386)
 PARTS_2018 = {"val": (327, 130, 88), "test": (196, 59, 45)}
 
-COPY_SUFFIX = "_copy"  # in the id of an augmented copy: original's id, suffix, number of the copy
+UNLABELLED = -1  # instead of a class, in the labels of a split of which only some images have a label
 
 
 @dataclass(frozen=True)
@@ -164,7 +165,7 @@ def rows_to_copy(labels: np.ndarray, minorities: tuple[int, ...], times: float) 
     """Chooses the rows to copy so that each minority class gets `times` as many images.
 
     Args:
-        labels: int (N,), of the originals.
+        labels: int (N,), of the originals; UNLABELLED where there is none.
         minorities: classes to enlarge.
         times: 1 or more. A class of n images gets round(times * n) images, originals included.
 
@@ -179,25 +180,27 @@ def rows_to_copy(labels: np.ndarray, minorities: tuple[int, ...], times: float) 
     return rows
 
 
-def original_id(row_id: str) -> str:
-    """The id of the original image of a row."""
-    return row_id.partition(COPY_SUFFIX)[0]
+def are_original(source: np.ndarray) -> np.ndarray:
+    """Whether each row is an original image and not an augmented copy, bool (N,).
+
+    Args:
+        source: int (N,), row of the original of each row.
+    """
+    return np.asarray(source) == np.arange(len(source))
 
 
-def is_original(row_id: str) -> bool:
-    """Whether a row is an original image, not an augmented copy."""
-    return original_id(row_id) == row_id
+def load_labels(store: Store, split: str) -> np.ndarray:
+    """Labels of the rows of a split, int (N,), UNLABELLED where there is none."""
+    if store.has("labels", split=split):
+        return np.array(store.load("labels", split=split))
+    return np.full(store.rows(split), UNLABELLED)
 
 
-def are_original(ids: Sequence[str]) -> np.ndarray:
-    """`is_original` of every row, bool (N,)."""
-    return np.array([is_original(row_id) for row_id in ids], bool)
-
-
-def original_rows(ids: Sequence[str]) -> np.ndarray:
-    """The row of every row's original, int (N,)."""
-    row_of_id = {row_id: row for row, row_id in enumerate(ids)}
-    return np.array([row_of_id[original_id(row_id)] for row_id in ids])
+def originals_with_mask(store: Store, split: str) -> np.ndarray:
+    """Rows of a split that are original images with a lesion mask, int (K,); empty if the split is absent."""
+    if not store.has("masks", split=split):
+        return np.zeros(0, int)
+    return np.flatnonzero(are_original(store.load("source", split=split)) & store.load("has_mask", split=split))
 
 
 def list_members(folds: int, seeds: int, seed: int) -> list[Member]:
@@ -219,16 +222,17 @@ def list_members(folds: int, seeds: int, seed: int) -> list[Member]:
     ]
 
 
-def assign_folds(ids: Sequence[str], labels: np.ndarray | None, folds: int, seed: int) -> np.ndarray:
-    """Assigns every row to a cross-validation fold; an augmented copy is in the fold of its original.
+def assign_folds(source: np.ndarray, groups: np.ndarray, classes: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Assigns every row to a cross-validation fold, a group as a whole and an augmented copy with its original.
 
-    Only the originals are divided, so that copies of the minority classes do not unbalance the folds. Fold sizes, and
-    the images of each class in a fold, differ by at most one. Classes are ignored if all have fewer images than there
-    are folds.
+    Only the originals are divided, so that copies of the minority classes do not unbalance the folds. If every image
+    is a group of its own, fold sizes, and the images of each class in a fold, differ by at most one; otherwise the
+    folds are as similar as the groups allow. Classes are ignored if all have fewer images than there are folds.
 
     Args:
-        ids: ids of the rows; the original of every copy is among them.
-        labels: int (N,), of the rows; None: without regard to classes.
+        source: int (N,), row of the original of each row.
+        groups: int (N,), equal for images of one group.
+        classes: int (N,), what to have in equal numbers in all folds; unlabelled images are a class too.
         folds: number of folds, 1 or more.
         seed: seed of the random assignment.
 
@@ -236,23 +240,35 @@ def assign_folds(ids: Sequence[str], labels: np.ndarray | None, folds: int, seed
         int (N,), 0 to folds - 1.
 
     Raises:
-        InputError: there are fewer originals than folds.
+        InputError: there are fewer groups than folds, or a fold gets no images.
     """
-    originals = np.flatnonzero(are_original(ids))
-    if len(originals) < folds:
-        raise InputError(f"--folds {folds} is more than the {len(originals)} training images")
-    fold_of_row = np.zeros(len(ids), int)
+    originals = np.flatnonzero(are_original(source))
+    groups, classes = np.asarray(groups)[originals], np.unique(np.asarray(classes)[originals], return_inverse=True)[1]
+    count = len(np.unique(groups))
+    one_image_each = count == len(originals)
+    if count < folds:
+        kind = "training images" if one_image_each else "groups of training images that stay together"
+        raise InputError(f"--folds {folds} is more than the {count} {kind}: choose fewer folds")
+    fold_of_row = np.zeros(len(source), int)
     if folds > 1:
-        from sklearn.model_selection import KFold, StratifiedKFold  # 60 MB that step 1 does not need
+        # 60 MB that step 1 does not need
+        from sklearn.model_selection import GroupKFold, StratifiedGroupKFold, StratifiedKFold
 
-        classes = None if labels is None else np.asarray(labels)[originals]
-        stratify = classes is not None and np.bincount(classes).max() >= folds
-        splitter = (StratifiedKFold if stratify else KFold)(folds, shuffle=True, random_state=seed)
+        stratified = (
+            StratifiedKFold if one_image_each else StratifiedGroupKFold
+        )  # the latter balances single images less
+        splitter = stratified if np.bincount(classes).max() >= folds else GroupKFold
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # a class with fewer images than folds; it is no error here
-            for fold, (_, held_out) in enumerate(splitter.split(originals, classes)):
+            divided = splitter(folds, shuffle=True, random_state=seed).split(originals, classes, groups)
+            for fold, (_, held_out) in enumerate(divided):
+                if not len(held_out):
+                    raise InputError(
+                        f"--folds {folds}: a fold gets no images, because only {count} groups of training images can "
+                        "be divided: choose fewer folds or another --seed"
+                    )
                 fold_of_row[originals[held_out]] = fold
-    return fold_of_row[original_rows(ids)]
+    return fold_of_row[source]
 
 
 def out_of_fold_mask(members: Sequence[Member], fold_of_row: np.ndarray) -> np.ndarray | None:

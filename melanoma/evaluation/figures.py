@@ -11,7 +11,7 @@ from melanoma.artifacts.store import Store
 from melanoma.classes import CLASSES, MELANOMA, SPLIT_NAMES, SPLITS, TASKS
 from melanoma.dataset import checks
 from melanoma.dataset.cache import Cache
-from melanoma.dataset.splits import original_id
+from melanoma.dataset.splits import UNLABELLED, are_original, load_labels, originals_with_mask
 from melanoma.errors import InputError
 from melanoma.evaluation import plots
 from melanoma.evaluation.scoring import System
@@ -38,6 +38,12 @@ PRECISION_RECALL_AXES = ("recall (sensitivity)", "precision")
 def describe(split: str, labels: np.ndarray) -> str:
     """Split and number of images, for a title."""
     return f"{SPLIT_NAMES[split]}, n = {len(labels)}"
+
+
+def by_class(labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Which images belong to each class that occurs, and which have no label: {name: bool (N,)}."""
+    names = {**dict(enumerate(CLASSES)), UNLABELLED: "no label"}
+    return {name: labels == label for label, name in names.items() if (labels == label).any()}
 
 
 def remove(folder: Path, names: Sequence[str], keep: Sequence[Path] = ()) -> None:
@@ -76,23 +82,26 @@ def draw_duplicates(path: Path, pairs: Sequence[checks.Duplicate], cache: Cache)
 
 
 def draw_copies(store: Store, path: Path) -> None:
-    """Draws images of the minority classes beside their first augmented copies, with lesion contours.
+    """Draws images of the minority classes beside their first augmented copies, with the contours of their masks.
 
     Removes an old figure if train has no labels or no masks.
     """
     path.unlink(missing_ok=True)
     if not (store.has("labels", split="train") and store.has("masks", split="train")):
         return
-    ids, labels = store.load("ids", split="train"), store.load("labels", split="train")
-    images, masks = store.load("images", split="train"), store.load("masks", split="train")
-    original_ids = np.array([original_id(row_id) for row_id in ids])
+    ids, labels, source, images, masks, has_mask = (
+        store.load(name, split="train") for name in ("ids", "labels", "source", "images", "masks", "has_mask")
+    )
     tiles = []
     for label in TASKS:
-        for original in np.flatnonzero(labels == label)[:ORIGINALS]:
-            rows = np.flatnonzero(original_ids == ids[original])[: 1 + COPIES]
+        for original in np.flatnonzero(are_original(source) & (labels == label))[:ORIGINALS]:
+            rows = np.flatnonzero(source == original)[: 1 + COPIES]
             titles = [f"{CLASSES[label]}, {ids[original]}", *["copy"] * COPIES]
             tiles.append(
-                [plots.Tile(images[row], title, truth=masks[row]) for row, title in zip(rows, titles, strict=False)]
+                [
+                    plots.Tile(images[row], title, truth=masks[row] if has_mask[row] else None)
+                    for row, title in zip(rows, titles, strict=False)
+                ]
             )
     if tiles:
         plots.image_grid(path, tiles, "Minority classes: originals (left) and their augmented copies")
@@ -137,8 +146,10 @@ def remove_curves(graphics: Path, network: str, kept: Set[str] = frozenset()) ->
 
 def draw_overlays(store: Store, path: Path) -> None:
     """Draws the worst, median and best predicted masks of validation over their images."""
-    images, ids = store.load("images", split="val"), store.load("ids", split="val")
-    truth, predicted = store.load("masks", split="val"), store.load("predicted", split="val")
+    rows = originals_with_mask(store, "val")
+    images, ids, truth, predicted = (
+        store.load(name, split="val")[rows] for name in ("images", "ids", "masks", "predicted")
+    )
     jaccard = segmentation.per_image(truth, predicted)["jaccard"]
     order, count = np.argsort(jaccard), min(MASKS, len(jaccard))
     middle = max(0, (len(order) - count) // 2)
@@ -152,11 +163,9 @@ def draw_overlays(store: Store, path: Path) -> None:
 
 def draw_jaccard(store: Store, path: Path) -> None:
     """Draws the Jaccard index of the predicted masks of validation by lesion size and class."""
-    truth, predicted = store.load("masks", split="val"), store.load("predicted", split="val")
-    groups = {"lesions": np.ones(len(truth), bool)}
-    if store.has("labels", split="val"):
-        labels = store.load("labels", split="val")
-        groups = {name: labels == label for label, name in enumerate(CLASSES) if (labels == label).any()}
+    rows = originals_with_mask(store, "val")
+    truth, predicted = (store.load(name, split="val")[rows] for name in ("masks", "predicted"))
+    groups = by_class(load_labels(store, "val")[rows])
     jaccard = segmentation.per_image(truth, predicted)["jaccard"]
     title = f"Lesion masks, {describe('val', truth)}"
     plots.jaccard(path, truth.mean(axis=(1, 2, 3)), jaccard, groups, title)
@@ -167,28 +176,23 @@ def draw_roi(store: Store, split: str, roi: str, path: Path) -> None:
 
     Args:
         store: data folder with the arrays of the split.
-        split: train, val or test; without labels its first images are drawn.
+        split: train, val or test.
         roi: value of --roi, for the titles.
         path: PNG to write.
     """
     ids, images = store.load("ids", split=split), store.load("images", split=split)
     predicted, regions = store.load("predicted", split=split), store.load("roi", split=split)
-    groups = {"unlabelled": np.arange(len(ids))}
-    if store.has("labels", split=split):
-        labels = store.load("labels", split=split)
-        groups = {name: np.flatnonzero(labels == label) for label, name in enumerate(CLASSES)}
     tiles = [
         [
             tile
-            for row in rows[:IMAGES]
+            for row in np.flatnonzero(members)[:IMAGES]
             for tile in (
                 plots.Tile(images[row], f"{name}\n{ids[row]}"),
                 plots.Tile(predicted[row], "predicted mask"),
                 plots.Tile(regions[row], f"--roi {roi}"),
             )
         ]
-        for name, rows in groups.items()
-        if len(rows)
+        for name, members in by_class(load_labels(store, split)).items()
     ]
     plots.image_grid(path, tiles, f"What the classifier sees, first images of {split}")
 

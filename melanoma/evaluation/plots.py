@@ -15,7 +15,8 @@ from scipy import stats
 DPI = 150
 GRID_DPI = 120  # about one pixel per pixel of a 256-pixel image
 TRUTH, PREDICTION = "#00e5ff", "#ffd400"  # cyan and yellow differ from skin, and from each other in grey scale
-LINES = ("#1b6ca8", "#d1495b", "#3a7d44")  # blue, red, green; also distinct with red-green colour blindness
+# Blue, red, green, grey; also distinct with red-green colour blindness.
+LINES = ("#1b6ca8", "#d1495b", "#3a7d44", "#6c757d")
 STYLES = ("-", "--", "-.", ":")
 
 
@@ -108,7 +109,7 @@ def jaccard(path: Path, area: np.ndarray, values: np.ndarray, groups: dict[str, 
         path: PNG to write.
         area: float (N,), fraction of the image that is lesion, above 0.
         values: float (N,), Jaccard index.
-        groups: {name: bool (N,)}; at most three.
+        groups: {name: bool (N,)}; at most four.
         title: title of the figure.
     """
     figure = Figure(figsize=(8.4, 3.8), layout="constrained")

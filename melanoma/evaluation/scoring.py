@@ -8,7 +8,7 @@ from typing import Any
 
 from melanoma.artifacts.store import Store
 from melanoma.classes import CLASSES, MELANOMA, TASKS
-from melanoma.dataset.splits import are_original, is_original
+from melanoma.dataset.splits import UNLABELLED, are_original, load_labels, originals_with_mask
 from melanoma.errors import InputError, StageError
 from melanoma.evaluation import submissions
 from melanoma.evaluation.subgroups import subgroups
@@ -26,16 +26,16 @@ Thresholds = dict[str, dict[str, float]]  # {class: {operating point: probabilit
 
 @dataclass(frozen=True)
 class Images:
-    """The original images of each split, without augmented copies."""
+    """The original images of each split, without augmented copies; where a split has labels, those with a label."""
 
-    all_ids: dict[str, list[str]]  # of each split, regardless of --limit
-    rows: dict[str, np.ndarray]  # int (N,), rows in the arrays of the split, up to --limit
+    all_ids: dict[str, list[str]]  # of all originals of each split, regardless of labels and --limit
+    rows: dict[str, np.ndarray]  # int (N,), rows in the arrays of the split, and places in `all_ids`, up to --limit
     labels: dict[str, np.ndarray]  # int (N,), of the splits that have labels
 
     @property
     def ids(self) -> dict[str, list[str]]:
-        """Ids of each split, up to --limit."""
-        return {split: self.all_ids[split][: len(rows)] for split, rows in self.rows.items()}
+        """Ids of the rows of each split."""
+        return {split: [self.all_ids[split][row] for row in rows] for split, rows in self.rows.items()}
 
 
 @dataclass(frozen=True)
@@ -65,17 +65,24 @@ def load_images(store: Store) -> Images:
     """Ids and labels of all splits in the data folder."""
     splits = store.splits()
     unlimited = Store(store.data, store.script, {})  # submitted CSV files cover all images
-    row_ids = {split: unlimited.load("ids", split=split).tolist() for split in splits}
-    rows = {split: np.flatnonzero(are_original(row_ids[split][: store.rows(split)])) for split in splits}
-    return Images(
-        {split: [row_id for row_id in row_ids[split] if is_original(row_id)] for split in splits},
-        rows,
-        {
-            split: np.array(store.load("labels", split=split))[rows[split]]
-            for split in splits
-            if store.has("labels", split=split)
-        },
-    )
+    all_ids, rows, labels = {}, {}, {}
+    for split in splits:
+        source = unlimited.load("source", split=split)
+        all_ids[split] = unlimited.load("ids", split=split)[are_original(source)].tolist()
+        rows[split] = np.flatnonzero(are_original(source[: store.rows(split)]))
+        found = load_labels(store, split)[rows[split]]
+        labelled = found != UNLABELLED
+        if labelled.any():
+            if without := int((~labelled).sum()):
+                log.info("%s: %d of %d images are predicted, but not evaluated: no label", split, without, len(found))
+            rows[split], labels[split] = rows[split][labelled], found[labelled]
+    return Images(all_ids, rows, labels)
+
+
+def load_predictions(store: Store, images: Images, split: str) -> tuple[list[str], np.ndarray]:
+    """Ids and this pipeline's probabilities, float32 (N, 3), of all originals up to --limit, with or without label."""
+    probabilities = np.array(store.load("probabilities", split=split))[: len(images.all_ids[split])]
+    return images.all_ids[split][: len(probabilities)], probabilities
 
 
 def load_submissions(files: Sequence[Path], images: Images) -> list[System]:
@@ -87,7 +94,7 @@ def load_submissions(files: Sequence[Path], images: Images) -> list[System]:
     systems = {}
     for path in files:
         found = submissions.read(path, images.all_ids)
-        probabilities = {split: values[: len(images.rows[split])] for split, values in found.items()}
+        probabilities = {split: values[images.rows[split]] for split, values in found.items()}
         systems[path.stem] = System(path.stem, probabilities, {}, submitted=True)
     if len(systems) < len(files):
         raise InputError("two files of predictions have the same name, which is the system's name: rename one")
@@ -262,20 +269,20 @@ def score_subgroup(labels: np.ndarray, probabilities: np.ndarray, threshold: flo
 
 
 def score_masks(store: Store, split: str, seed: int) -> dict[str, Any]:
-    """Mean segmentation metrics of a split's original images, with 95 % intervals.
+    """Mean segmentation metrics of a split's original images that have a mask, with 95 % intervals.
 
     Args:
-        store: with true and predicted masks of the split.
+        store: with predicted masks of the split, and true ones of some of its images.
         split: train, val or test.
         seed: seed of the bootstrap.
 
     Returns:
         {"n": ..., "metrics": {name: mean}, "intervals": {name: (low, high)}}, names as of `segmentation.per_image`.
     """
-    rows = are_original(store.load("ids", split=split).tolist())
+    rows = originals_with_mask(store, split)
     values = segmentation.per_image(store.load("masks", split=split)[rows], store.load("predicted", split=split)[rows])
     return {
-        "n": int(rows.sum()),
+        "n": len(rows),
         "metrics": {name: float(column.mean()) for name, column in values.items()},
         "intervals": bootstrap.mean_intervals(values, seed),
     }

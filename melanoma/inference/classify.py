@@ -2,7 +2,7 @@
 
 from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
-from melanoma.dataset.splits import are_original, original_rows
+from melanoma.dataset.splits import UNLABELLED, are_original, load_labels
 from melanoma.errors import StageError
 from melanoma.inference import calibration
 from melanoma.inference.ensemble import Ensemble
@@ -26,11 +26,11 @@ def predict_splits(
             probabilities[split], engine = ensemble.probabilities(images, batch_size, f"probabilities of {split}")
             engines.add(engine)
         elif out_of_fold is not None:
-            originals = original_rows(store.load("ids", split=split).tolist())
-            count = originals.max() + 1  # originals come first
+            source = store.load("source", split=split)
+            count = int(source.max()) + 1  # originals come first
             label = "out-of-fold probabilities of train"
             found, engine = ensemble.probabilities(images[:count], batch_size, label, out_of_fold[:count])
-            probabilities[split] = found[originals]
+            probabilities[split] = found[source]
             engines.add(engine)
     store.settings["inference"] = ", ".join(sorted(engines))
     return probabilities
@@ -39,10 +39,13 @@ def predict_splits(
 def calibrate(store: Store, probabilities: dict[str, np.ndarray]) -> calibration.Calibration:
     """The calibration fitted on out-of-fold probabilities of train if there are any, else on validation."""
     for split in ("train", "val"):
-        if split in probabilities and store.has("labels", split=split):
-            rows = are_original(store.load("ids", split=split).tolist())
-            fitted = calibration.fit(store.load("labels", split=split)[rows], probabilities[split][rows])
-            log.info("calibrated on %s: temperature %.2f", split, fitted.temperature)
+        if split not in probabilities:
+            continue
+        labels = load_labels(store, split)
+        rows = are_original(store.load("source", split=split)) & (labels != UNLABELLED)
+        if rows.any():
+            fitted = calibration.fit(labels[rows], probabilities[split][rows])
+            log.info("calibrated on %s, n = %d: temperature %.2f", split, rows.sum(), fitted.temperature)
             return fitted
     return calibration.IDENTITY
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from melanoma.artifacts.store import Store
+from melanoma.dataset.splits import originals_with_mask
 from melanoma.inference import postprocess
 from melanoma.inference.predict import predict
 from melanoma.log import log
@@ -24,15 +25,16 @@ class MaskOptions:
 
 
 def choose_threshold(store: Store, models: Sequence[keras.Model], options: MaskOptions) -> tuple[float, dict[str, Any]]:
-    """The threshold with the best masks on validation.
+    """The threshold with the best masks on validation, of its images that have a mask.
 
     Returns:
         The threshold, and for the report: mean Jaccard index with and without test-time augmentation, clean-up and a
         chosen threshold, and images per second. The default threshold and no report where validation has no masks.
     """
-    if not store.has("masks", split="val"):
+    rows = originals_with_mask(store, "val")
+    if not len(rows):
         return postprocess.DEFAULT_THRESHOLD, {}
-    images, truth = store.load("images", split="val"), np.array(store.load("masks", split="val"))
+    images, truth = store.load("images", split="val")[rows], store.load("masks", split="val")[rows]
     probabilities, rates = {}, {}
     list(predict(models, images[:1], options.batch_size, "warm-up"))  # Keras compiles
     for tta in (False, True):

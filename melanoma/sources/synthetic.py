@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from melanoma.classes import CLASSES, KERATOSIS, MELANOMA
-from melanoma.sources import isic
+from melanoma.sources.layouts import challenge_2017
+from melanoma.sources.records import SYNTHETIC_MARKER
 
 import joblib
 import numpy as np
@@ -482,14 +483,14 @@ def write_sample(
     Raises:
         ValueError: an unknown split or a negative count.
     """
-    unknown = set(counts) - set(isic.OFFICIAL_NAMES)
+    unknown = set(counts) - set(challenge_2017.NAMES)
     if unknown or min(counts.values(), default=0) < 0:
-        splits = ", ".join(isic.OFFICIAL_NAMES)
+        splits = ", ".join(challenge_2017.NAMES)
         raise ValueError(f"counts must be 0 or more for splits {splits}, not {dict(counts)}")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / isic.SYNTHETIC_MARKER).write_text(MARKER_TEXT)
+    (folder / SYNTHETIC_MARKER).write_text(MARKER_TEXT)
     number, images = 0, []
-    for index, split in enumerate(isic.OFFICIAL_NAMES):
+    for index, split in enumerate(challenge_2017.NAMES):
         if split not in counts:
             continue
         labels = class_order(counts[split], np.random.default_rng([seed, FIRST_ID, index])).tolist()
@@ -508,9 +509,9 @@ def image_id(number: int) -> str:
 
 def write_labels(folder: Path, split: str, labels: Sequence[int], first: int) -> None:
     """Writes the label file of a split and creates its folders; the images are numbered from `first`."""
-    isic.image_folder(folder, split).mkdir(parents=True, exist_ok=True)
-    isic.mask_folder(folder, split).mkdir(parents=True, exist_ok=True)
-    with isic.label_file(folder, split).open("w", newline="") as stream:
+    challenge_2017.image_folder(folder, split).mkdir(parents=True, exist_ok=True)
+    challenge_2017.mask_folder(folder, split).mkdir(parents=True, exist_ok=True)
+    with challenge_2017.label_file(folder, split).open("w", newline="") as stream:
         table = csv.writer(stream, lineterminator="\n")
         table.writerow(["image_id", "melanoma", "seborrheic_keratosis"])
         for number, label in enumerate(labels, first):
@@ -521,8 +522,8 @@ def write_image(folder: Path, split: str, number: int, label: int, seed: int, si
     """Generates and writes one image and its mask; arguments as of `write_sample`."""
     image, mask = generate(label, size, np.random.default_rng([seed, number]))
     name = image_id(number)
-    Image.fromarray(image).save(isic.image_folder(folder, split) / f"{name}.jpg", quality=JPEG_QUALITY)
-    Image.fromarray(mask * np.uint8(255)).save(isic.mask_folder(folder, split) / f"{name}_segmentation.png")
+    Image.fromarray(image).save(challenge_2017.image_folder(folder, split) / f"{name}.jpg", quality=JPEG_QUALITY)
+    Image.fromarray(mask * np.uint8(255)).save(challenge_2017.mask_folder(folder, split) / f"{name}_segmentation.png")
 
 
 def main(arguments: list[str] | None = None) -> None:

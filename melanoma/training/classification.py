@@ -9,7 +9,7 @@ from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
 from melanoma.classes import CLASSES
 from melanoma.dataset.batches import Batches, BatchOptions
-from melanoma.dataset.splits import Member, are_original, assign_folds, list_members, out_of_fold_mask
+from melanoma.dataset.splits import UNLABELLED, Member, are_original, assign_folds, list_members, out_of_fold_mask
 from melanoma.errors import InputError, StageError
 from melanoma.inference.predict import predict
 from melanoma.log import log
@@ -65,8 +65,8 @@ class TrainingData:
     """Inputs and labels of train and, where it has labels, of validation."""
 
     inputs: dict[str, np.ndarray]  # by split: images (N, S, S, 3), or features (N, C)
-    labels: dict[str, np.ndarray]  # by split: int (N,)
-    rows: np.ndarray  # of train to learn from
+    labels: dict[str, np.ndarray]  # by split: int (N,), UNLABELLED where there is none
+    rows: np.ndarray  # of train to learn from, all labelled
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,11 @@ class ClassifierTrainer:
             InputError: a class is absent.
         """
         settings = self.settings
-        labels, ids = load_labels(self.store), self.store.load("ids", split="train").tolist()
+        labels, source = load_labels(self.store), self.store.load("source", split="train")
+        groups = self.store.load("groups", split="train")
         members = list_members(settings.folds, settings.seeds, settings.seed)
-        fold_of_row = assign_folds(ids, labels["train"], settings.folds, settings.seed)
-        usable = are_original(ids) | (settings.balance == "copies")
+        fold_of_row = assign_folds(source, groups, labels["train"], settings.folds, settings.seed)
+        usable = (labels["train"] != UNLABELLED) & (are_original(source) | (settings.balance == "copies"))
         trained, notes = [], {}
         for member in members:
             rows = np.flatnonzero(usable & (fold_of_row != member.fold))
@@ -157,7 +158,6 @@ class ClassifierTrainer:
         settings, is_last = self.settings, phase == self.settings.train
         loss = f"{'focal ' * (settings.balance == 'focal')}cross-entropy"
         weights = class_weights(data.labels["train"], data.rows)
-        truth = {split: np.eye(len(CLASSES), dtype=np.float32)[labels] for split, labels in data.labels.items()}
         options = BatchOptions(
             rows=data.rows,
             seed=member.seed,
@@ -168,8 +168,8 @@ class ClassifierTrainer:
         name = f"{settings.backbone}_{phase}{member.name}"
         return loop.fit(
             network,
-            Batches(data.inputs["train"], truth["train"], settings.batch_size, options),
-            Batches(data.inputs["val"], truth["val"], settings.batch_size) if "val" in truth else None,
+            Batches(data.inputs["train"], one_hot(data.labels["train"]), settings.batch_size, options),
+            self._validation(data.inputs, data.labels),
             loop.Objective(
                 LOSSES[loss], [keras.metrics.AUC(multi_label=True, num_labels=len(CLASSES), name="auc")], "auc"
             ),
@@ -187,23 +187,49 @@ class ClassifierTrainer:
             ),
         )
 
+    def _validation(self, inputs: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> Batches | None:
+        """The labelled rows of validation."""
+        if "val" not in labels:
+            return None
+        rows = np.flatnonzero(labels["val"] != UNLABELLED)
+        return Batches(inputs["val"], one_hot(labels["val"]), self.settings.batch_size, BatchOptions(rows=rows))
+
 
 def load_labels(store: Store) -> dict[str, np.ndarray]:
-    """Labels, int (N,), of train, and of validation if it has any.
+    """Labels, int (N,), of train, and of validation if it has any; UNLABELLED where there is none.
 
     Raises:
         StageError: train has no labels.
     """
-    if not store.has("labels", split="train"):
+    labels = {}
+    for split in ("train", "val"):
+        if not store.has("labels", split=split):
+            continue
+        of_split = np.array(store.load("labels", split=split))
+        originals = are_original(store.load("source", split=split))
+        without = int((of_split[originals] == UNLABELLED).sum())
+        if without:
+            log.info("%s: %d of %d images are left out: no label", split, without, originals.sum())
+        if without < originals.sum():
+            labels[split] = of_split
+    if "train" not in labels:
         raise StageError(f"there are no labelled training images: run {contract.PREPROCESSING} on a source with labels")
-    splits = [split for split in ("train", "val") if store.has("labels", split=split)]
-    if "val" not in splits:
+    if "val" not in labels:
         log.info("no validation labels: the training AUC chooses the best epoch")
-    return {split: np.array(store.load("labels", split=split)) for split in splits}
+    return labels
+
+
+def one_hot(labels: np.ndarray) -> np.ndarray:
+    """From labels, int (N,), to float32 (N, 3); UNLABELLED becomes zeros."""
+    return np.equal.outer(labels, np.arange(len(CLASSES))).astype(np.float32)
 
 
 def class_weights(labels: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Weight of each row, float32 (N,), with which all classes count equally among `rows`; their mean there is 1.
+
+    Args:
+        labels: int (N,), UNLABELLED where there is none; such rows weigh 0.
+        rows: int (K,), labelled rows.
 
     Raises:
         InputError: a class has no image among the rows.
@@ -211,7 +237,7 @@ def class_weights(labels: np.ndarray, rows: np.ndarray) -> np.ndarray:
     counts = np.bincount(labels[rows], minlength=len(CLASSES))
     if absent := [name for name, count in zip(CLASSES, counts, strict=True) if not count]:
         raise InputError(f"no {' and no '.join(absent)} among {len(rows)} training images: add some")
-    return (len(rows) / len(counts) / counts).astype(np.float32)[labels]
+    return one_hot(labels) @ (len(rows) / len(counts) / counts).astype(np.float32)
 
 
 def warn_of_seen_masks(store: Store, settings: ClassifierSettings, roi: str) -> None:

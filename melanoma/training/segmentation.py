@@ -5,9 +5,19 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
 from melanoma.dataset.batches import Batches, BatchOptions
-from melanoma.dataset.splits import Member, are_original, assign_folds, list_members, out_of_fold_mask
+from melanoma.dataset.splits import (
+    Member,
+    are_original,
+    assign_folds,
+    list_members,
+    load_labels,
+    originals_with_mask,
+    out_of_fold_mask,
+)
+from melanoma.errors import InputError, StageError
 from melanoma.log import log
 from melanoma.models import losses, segmentation
 from melanoma.training import checkpoints, distributed, loop
@@ -60,17 +70,34 @@ class SegmentationTrainer:
     draw: DrawMember
 
     def train(self) -> TrainedNetworks:
-        """Trains a network for every fold and saves its weights."""
+        """Trains a network for every fold and saves its weights.
+
+        Raises:
+            StageError: train has no masks.
+            InputError: a network would have no images to learn from.
+        """
         store, settings = self.store, self.settings
-        ids = store.load("ids", split="train").tolist()
-        labels = self._labels()
-        fold_of_row = assign_folds(ids, labels, settings.folds, settings.seed)
+        # No augmented copies: they only balance the classes for the classifier.
+        with_mask, validation = self._rows_with_mask("train"), self._rows_with_mask("val")
+        if not len(with_mask):
+            raise StageError(
+                f"there are no masks of training images: run {contract.PREPROCESSING} on a source with masks, or this "
+                "script with --pretrained"
+            )
+        if not len(validation):
+            log.info("no validation masks: the training Jaccard index chooses the best epoch")
+        fold_of_row = self._folds(with_mask)
         members = list_members(settings.folds, 1, settings.seed)
         design = design_network(store, settings)
-        originals = are_original(ids)  # augmented copies only balance the classes for the classifier
         models, results = [], []
         for member in members:
-            model, result = self._train_member(design, np.flatnonzero(originals & (fold_of_row != member.fold)), member)
+            rows = with_mask[fold_of_row[with_mask] != member.fold]
+            if not len(rows):
+                raise InputError(
+                    f"--folds {settings.folds}: all training images with a mask are in fold {member.fold + 1}: choose "
+                    "fewer folds or another --seed"
+                )
+            model, result = self._train_member(design, rows, validation, member)
             models.append(model)
             results.append(result)
         history = [{"best_epoch": one.best_epoch, "history": one.history, "seconds": one.seconds} for one in results]
@@ -80,9 +107,9 @@ class SegmentationTrainer:
         return TrainedNetworks(models, [one.name for one in members], out_of_fold_mask(members, fold_of_row), report)
 
     def _train_member(
-        self, design: segmentation.Design, rows: np.ndarray, member: Member
+        self, design: segmentation.Design, rows: np.ndarray, validation: np.ndarray, member: Member
     ) -> tuple[keras.Model, loop.TrainingResult]:
-        """Trains one network on some rows of train; validation chooses the best epoch if it has masks."""
+        """Trains one network on some rows of train; those of validation choose the best epoch, if there are any."""
         store, settings = self.store, self.settings
         keras.utils.set_random_seed((member.seed + member.fold + 1) % 2**32)  # every fold has its own initial weights
         images, truth = store.load("images", split="train"), store.load("masks", split="train")
@@ -93,7 +120,7 @@ class SegmentationTrainer:
         result = loop.fit(
             model,
             Batches(images, truth, settings.batch_size, options),
-            self._validation(),
+            self._validation(validation),
             loop.Objective(losses.LOSSES[settings.loss], [losses.jaccard], "jaccard"),
             loop.Hyperparameters(settings.epochs, settings.learning_rate, settings.ema, PATIENCE),
             TrainingRun(checkpoints.for_training(store, NAME, name), self.draw(name), devices=self.devices),
@@ -102,18 +129,30 @@ class SegmentationTrainer:
             store.save_weights("segnet_weights", model, member=member.name)
         return model, result
 
-    def _labels(self) -> np.ndarray | None:
-        """Labels of train, to stratify the folds; None if there is one fold only, or no labels."""
-        if self.settings.folds == 1 or not self.store.has("labels", split="train"):
-            return None
-        return np.array(self.store.load("labels", split="train"))
+    def _folds(self, with_mask: np.ndarray) -> np.ndarray:
+        """Fold of every row of train; folds have as many images of each class, with and without mask."""
+        store = self.store
+        if self.settings.folds == 1:  # labels are no input of the network
+            return np.zeros(store.rows("train"), int)
+        classes = 2 * load_labels(store, "train").astype(int)
+        classes[with_mask] += 1
+        source, groups = (store.load(name, split="train") for name in ("source", "groups"))
+        return assign_folds(source, groups, classes, self.settings.folds, self.settings.seed)
 
-    def _validation(self) -> Batches | None:
-        if not self.store.has("masks", split="val"):
-            log.info("no validation masks: the training Jaccard index chooses the best epoch")
+    def _rows_with_mask(self, split: str) -> np.ndarray:
+        """Originals with a mask; logs how many are left out."""
+        rows = originals_with_mask(self.store, split)
+        if len(rows):
+            count = are_original(self.store.load("source", split=split)).sum()
+            if len(rows) < count:
+                log.info("%s: %d of %d images are left out: no mask", split, count - len(rows), count)
+        return rows
+
+    def _validation(self, rows: np.ndarray) -> Batches | None:
+        if not len(rows):
             return None
         arrays = self.store.load("images", split="val"), self.store.load("masks", split="val")
-        return Batches(*arrays, self.settings.batch_size)
+        return Batches(*arrays, self.settings.batch_size, BatchOptions(rows=rows))
 
 
 def design_network(store: Store, settings: SegmentationSettings) -> segmentation.Design:

@@ -54,7 +54,8 @@ def test_other_dtype_or_shape_is_refused(name: str, dtype: str, shape: tuple[int
         ("masks", [0, 1], True),
         ("masks", [0, 2], False),
         ("labels", [0, 1, 2], True),
-        ("labels", [-1], False),
+        ("labels", [-1], True),
+        ("labels", [-2], False),
         ("labels", [3], False),
         ("probabilities", [0.0, 1.0], True),
         ("probabilities", [1.0, 1.0001], False),
@@ -62,6 +63,9 @@ def test_other_dtype_or_shape_is_refused(name: str, dtype: str, shape: tuple[int
         ("features", [-1e30, 1e30], True),
         ("features", [np.inf], False),
         ("features", [], True),
+        ("source", [0, 7], True),
+        ("source", [-1], False),
+        ("has_mask", [True, False], True),
     ],
 )
 def test_values_are_checked_for_their_range(name: str, values: list[float], accepted: bool) -> None:

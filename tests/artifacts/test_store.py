@@ -87,7 +87,7 @@ def test_manifest_records_script_settings_inputs_and_versions(tmp_path: Path) ->
         ("images", random(3, 256)[:, :2]),
         ("masks", random(1, 2) * np.uint8(255)),
         ("labels", np.array([0, 1, 3], np.int8)),
-        ("labels", np.array([0, -1, 2], np.int8)),
+        ("labels", np.array([0, -2, 2], np.int8)),
         ("labels", np.array([0, 1, 2])),
         ("probabilities", np.array([[0.5, 0.5, 1.5]], np.float32)),
         ("probabilities", np.array([[0.5, 0.5, np.nan]], np.float32)),

@@ -8,6 +8,7 @@ from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
 from melanoma.classes import KERATOSIS, MELANOMA, NEVUS
 from melanoma.dataset import arrays, augment
+from melanoma.dataset.splits import UNLABELLED
 from melanoma.sources import isic
 
 import numpy as np
@@ -25,7 +26,9 @@ TRAIN = [record("a", NEVUS), record("b", MELANOMA), record("c", KERATOSIS)]
 
 def test_train_has_augmented_copies_of_the_minority_classes_after_the_originals() -> None:
     rows = arrays.plan_rows(TRAIN, "train", times=3)
-    assert [row.id for row in rows] == ["a", "b", "c", "b_copy1", "b_copy2", "c_copy3", "c_copy4"]
+    assert [row.record.id for row in rows] == list("abcbbcc")
+    assert [row.source for row in rows] == [0, 1, 2, 1, 1, 2, 2]
+    assert [row.copy for row in rows] == [None, None, None, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -35,7 +38,13 @@ def test_train_has_augmented_copies_of_the_minority_classes_after_the_originals(
 def test_other_splits_and_unlabelled_images_have_no_copies(
     records: list[isic.Record], split: str, times: float
 ) -> None:
-    assert arrays.plan_rows(records, split, times) == [arrays.Row(record, None) for record in records]
+    rows = arrays.plan_rows(records, split, times)
+    assert rows == [arrays.Row(record, row, None) for row, record in enumerate(records)]
+
+
+def test_unlabelled_images_beside_labelled_ones_have_no_copies() -> None:
+    rows = arrays.plan_rows([record("a", None), record("b", MELANOMA)], "train", times=3)
+    assert [row.source for row in rows] == [0, 1, 1, 1]
 
 
 def store(folder: Path) -> Store:
@@ -53,36 +62,56 @@ def failing() -> Iterator[augment.ImageAndMask]:
     raise RuntimeError
 
 
+def write(data: Store, split: str, rows: list[arrays.Row], values: Iterator[augment.ImageAndMask]) -> list[str]:
+    """Writes a split whose images are each a group of their own, numbered from 7."""
+    group_of = {row.record: 7 + row.source for row in rows}
+    with contextlib.ExitStack() as files:
+        return arrays.write_split(data, files, split, rows, values, group_of)
+
+
 @pytest.mark.parametrize("labelled", [True, False])
 @pytest.mark.parametrize("masked", [True, False])
 def test_split_has_the_arrays_that_its_source_allows(labelled: bool, masked: bool, tmp_path: Path) -> None:
     records = [record(name, MELANOMA if labelled else None, Path("m.png") if masked else None) for name in "ab"]
-    rows = arrays.plan_rows(records, "val", 1)
     data = store(tmp_path)
-    with contextlib.ExitStack() as files:
-        names = arrays.write_split(data, files, "val", rows, pixels(2, masked), SIZE)
-    assert set(names) == {"ids", "images", *["labels"] * labelled, *["masks"] * masked}
+    names = write(data, "val", arrays.plan_rows(records, "val", 1), pixels(2, masked))
+    always = {"ids", "source", "groups", "images"}
+    assert set(names) == {*always, *["labels"] * labelled, *["masks", "has_mask"] * masked}
     assert data.load("ids", split="val").tolist() == ["a", "b"]
     assert data.load("images", split="val")[:, 0, 0, 0].tolist() == [0, 1]
-    assert data.has("labels", split="val") == labelled and data.has("masks", split="val") == masked
+    assert data.has("labels", split="val") == labelled
+    assert data.has("masks", split="val") == data.has("has_mask", split="val") == masked
+
+
+def test_rows_without_label_or_mask_are_marked(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    mask = Path("m.png")
+    rows = arrays.plan_rows([record("a", None, mask), record("b", MELANOMA), record("c", NEVUS, mask)], "train", 2)
+    data, image = store(tmp_path), np.zeros((SIZE, SIZE, 3), np.uint8)
+    lesion = np.ones((SIZE, SIZE, 1), np.uint8)
+    write(data, "train", rows, iter([(image, lesion), (image, None), (image, lesion), (image, None)]))
+    found = {name: data.load(name, split="train") for name in ("source", "groups", "labels", "has_mask", "masks")}
+    assert found["source"].tolist() == [0, 1, 2, 1] and found["groups"].tolist() == [7, 8, 9, 8]
+    assert found["labels"].tolist() == [UNLABELLED, MELANOMA, NEVUS, MELANOMA]
+    assert found["has_mask"].tolist() == [True, False, True, False]
+    assert found["masks"].any(axis=(1, 2, 3)).tolist() == [True, False, True, False]
+    assert "3 images, 1 of them without label, 1 of them without mask, 1 augmented copies" in caplog.text
 
 
 def test_error_keeps_the_arrays_of_an_earlier_run(tmp_path: Path) -> None:
     data = store(tmp_path)
-    first, second = (arrays.plan_rows([record(name, None)], "val", 1) for name in "ab")
-    with contextlib.ExitStack() as files:
-        arrays.write_split(data, files, "val", first, pixels(1, mask=False), SIZE)
-    with pytest.raises(RuntimeError), contextlib.ExitStack() as files:
-        arrays.write_split(data, files, "val", second, failing(), SIZE)
+    write(data, "val", arrays.plan_rows([record("a", None)], "val", 1), pixels(1, mask=False))
+    with pytest.raises(RuntimeError):
+        write(data, "val", arrays.plan_rows([record("b", None)], "val", 1), failing())
     assert data.load("ids", split="val").tolist() == ["a"]
 
 
 def test_arrays_of_an_earlier_run_that_were_not_written_again_are_removed(tmp_path: Path) -> None:
-    data = store(tmp_path)
+    data, again = store(tmp_path), {"ids", "source", "groups", "images"}
     for split in ("val", "test"):
-        with contextlib.ExitStack() as files:
-            rows = arrays.plan_rows([record("a", NEVUS)], split, 1)
-            names = arrays.write_split(data, files, split, rows, pixels(1, mask=False), SIZE)
-    arrays.remove_others(data, {"val": [name for name in names if name != "labels"]})
+        rows = arrays.plan_rows([record("a", NEVUS, Path("m.png"))], split, 1)
+        names = write(data, split, rows, pixels(1, mask=True))
+    arrays.remove_others(data, {"val": list(again)})
     assert data.splits() == ["val"]
-    assert data.has("images", split="val") and not data.has("labels", split="val")
+    assert {name for name in names if data.has(name, split="val")} == again < set(names)
+    assert not any(data.has(name, split="test") for name in names)

@@ -5,9 +5,10 @@ from collections import Counter
 from pathlib import Path
 
 from melanoma.artifacts import contract
+from melanoma.artifacts.store import Store
 from melanoma.classes import TASKS
 from melanoma.dataset import splits
-from melanoma.dataset.splits import COPY_SUFFIX, Member, assign_folds, divide_2018, interleave, rows_to_copy
+from melanoma.dataset.splits import UNLABELLED, Member, assign_folds, divide_2018, interleave, rows_to_copy
 from melanoma.errors import InputError
 from melanoma.sources.isic import Record
 
@@ -110,68 +111,136 @@ def test_factor_one_and_missing_classes_give_no_copies() -> None:
     assert rows_to_copy(np.array([0, 0]), TASKS, 3.5) == []
 
 
-def test_copies_lead_to_their_originals() -> None:
-    ids = ["b", "a", f"a{COPY_SUFFIX}1", f"b{COPY_SUFFIX}2", f"a{COPY_SUFFIX}13"]
-    assert [splits.original_id(row_id) for row_id in ids] == ["b", "a", "a", "b", "a"]
-    assert splits.are_original(ids).tolist() == [True, True, False, False, False]
-    assert splits.original_rows(ids).tolist() == [0, 1, 1, 0, 1]
+def test_unlabelled_images_are_not_copied() -> None:
+    assert set(rows_to_copy(np.array([UNLABELLED, 1, 2]), TASKS, 3)) == {1, 2}
+
+
+def test_rows_that_are_their_own_source_are_originals() -> None:
+    assert splits.are_original(np.array([0, 1, 1, 0, 1])).tolist() == [True, True, False, False, False]
+
+
+def test_split_without_labels_has_unlabelled_rows(tmp_path: Path) -> None:
+    store = Store(tmp_path, contract.PREPROCESSING, {})
+    store.save("ids", np.array(["a", "b"]), split="val")
+    assert splits.load_labels(store, "val").tolist() == [UNLABELLED] * 2
+    store.save("labels", np.array([2, UNLABELLED], np.int8), split="val")
+    assert splits.load_labels(store, "val").tolist() == [2, UNLABELLED]
+
+
+def test_originals_with_a_mask_are_found(tmp_path: Path) -> None:
+    store = Store(tmp_path, contract.PREPROCESSING, {})
+    assert splits.originals_with_mask(store, "val").tolist() == []
+    for name, values in (
+        ("ids", np.array(list("abcd"))),
+        ("source", np.array([0, 1, 2, 2])),
+        ("has_mask", np.array([True, False, True, True])),
+        ("masks", np.zeros((4, 2, 2, 1), np.uint8)),
+    ):
+        store.save(name, values, split="val")
+    assert splits.originals_with_mask(store, "val").tolist() == [0, 2]
 
 
 # ---------------------------------------------------------------------------------------------------------------- folds
 
 
-def rows_with_copies(counts: tuple[int, int, int], times: float) -> tuple[list[str], np.ndarray]:
-    """Ids and labels of originals and, after them, of the copies of the minority classes."""
-    labels = np.repeat([0, 1, 2], counts)
-    ids = [f"ISIC_{number:07d}" for number in range(len(labels))]
-    copied = rows_to_copy(labels, TASKS, times)
-    copies = [f"{ids[row]}{COPY_SUFFIX}{number}" for number, row in enumerate(copied)]
-    return ids + copies, np.concatenate([labels, labels[copied]])
+def rows_with_copies(counts: tuple[int, ...], times: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Source, groups of one image each, and labels of originals and, after them, of copies of the minority classes."""
+    labels = np.repeat(range(len(counts)), counts)
+    source = np.concatenate([np.arange(len(labels)), rows_to_copy(labels, TASKS, times)]).astype(int)
+    return source, source, labels[source]
+
+
+def groups_of(sizes: tuple[int, ...]) -> np.ndarray:
+    """Groups of these sizes, in random order."""
+    return np.random.default_rng(0).permutation(np.repeat(range(len(sizes)), sizes))
+
+
+def random_labels(count: int) -> np.ndarray:
+    """Labels of all classes; some images have none."""
+    return np.random.default_rng(1).permutation(np.arange(count) % 4 - 1)
 
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_copies_are_in_the_fold_of_their_original(labelled: bool) -> None:
-    ids, labels = rows_with_copies((13, 7, 3), 3.5)
-    assigned = assign_folds(ids, labels if labelled else None, 5, seed=0)
-    assert len(assigned) == len(ids) > 23
-    assert np.array_equal(assigned, assigned[splits.original_rows(ids)])
+    source, groups, labels = rows_with_copies((13, 7, 3), 3.5)
+    assigned = assign_folds(source, groups, labels if labelled else np.full(len(source), UNLABELLED), 5, seed=0)
+    assert len(assigned) == len(source) > 23
+    assert np.array_equal(assigned, assigned[source])
     assert sorted(np.bincount(assigned[:23]).tolist()) == [4, 4, 5, 5, 5]
 
 
-def test_every_fold_has_as_many_originals_of_each_class() -> None:
-    ids, labels = rows_with_copies((61, 22, 15), 3.5)
-    assigned = assign_folds(ids, labels, 5, seed=0)[:98]
-    counts = np.array([np.bincount(labels[:98][assigned == fold], minlength=3) for fold in range(5)])
-    assert counts.sum(axis=0).tolist() == [61, 22, 15]
-    assert np.ptp(counts, axis=0).max() <= 1 and np.ptp(counts.sum(axis=1)) <= 1
+@pytest.mark.parametrize("counts", [(61, 22, 15), (40, 40, 40), (98, 1, 1), (61, 22, 15, 12)])
+def test_every_fold_has_as_many_originals_of_each_class(counts: tuple[int, ...]) -> None:
+    source, groups, labels = rows_with_copies(counts, 3.5)
+    total = sum(counts)
+    assigned = assign_folds(source, groups, labels - 1, 5, seed=0)[:total]  # the first class is UNLABELLED
+    numbers = np.array([np.bincount(labels[:total][assigned == fold], minlength=len(counts)) for fold in range(5)])
+    assert numbers.sum(axis=0).tolist() == list(counts)
+    assert np.ptp(numbers, axis=0).max() <= 1 and np.ptp(numbers.sum(axis=1)) <= 1
+
+
+@pytest.mark.parametrize("sizes", [(1,) * 10 + (2,) * 10, (5,) * 6, (20, *(1,) * 20), (2, 2, 1)])
+@pytest.mark.parametrize("labelled", [True, False])
+def test_groups_and_their_copies_are_in_one_fold(sizes: tuple[int, ...], labelled: bool) -> None:
+    groups = groups_of(sizes)
+    labels = random_labels(len(groups)) if labelled else np.full(len(groups), UNLABELLED)
+    source = np.concatenate([np.arange(len(groups)), rows_to_copy(labels, TASKS, 3)]).astype(int)
+    assigned = assign_folds(source, groups[source], labels[source], 3, seed=0)
+    for group in set(groups.tolist()):
+        assert len(set(assigned[groups[source] == group].tolist())) == 1
+    assert set(assigned.tolist()) == {0, 1, 2}
+    assert np.array_equal(assigned, assigned[source])
+
+
+def test_folds_of_pairs_have_nearly_as_many_images_of_each_class() -> None:
+    groups, labels = np.repeat(np.arange(60), 2), np.repeat([UNLABELLED, 0, 1, 2], (20, 60, 20, 20))
+    assigned = assign_folds(np.arange(120), groups, labels, 5, seed=0)
+    numbers = np.array([np.bincount(labels[assigned == fold] + 1, minlength=4) for fold in range(5)])
+    assert np.ptp(numbers, axis=0).max() <= 2  # one pair
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-def test_folds_depend_on_the_seed_only(labelled: bool) -> None:
-    ids, labels = rows_with_copies((13, 7, 3), 1)
-    first, again, other = (assign_folds(ids, labels if labelled else None, 5, seed) for seed in (0, 0, 1))
+@pytest.mark.parametrize("per_group", [1, 2])
+def test_folds_depend_on_the_seed_only(labelled: bool, per_group: int) -> None:
+    source, groups, labels = rows_with_copies((13, 7, 3), 1)
+    labels = labels if labelled else np.full(len(source), UNLABELLED)
+    first, again, other = (assign_folds(source, groups // per_group, labels, 5, seed) for seed in (0, 0, 1))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
 def test_class_with_fewer_images_than_folds_is_spread_over_the_folds() -> None:
-    ids, labels = rows_with_copies((13, 7, 3), 1)
-    assigned = assign_folds(ids, labels, 5, seed=0)
+    source, groups, labels = rows_with_copies((13, 7, 3), 1)
+    assigned = assign_folds(source, groups, labels, 5, seed=0)
     assert len(set(assigned[labels == 2])) == 3
 
 
 def test_there_may_be_as_many_folds_as_originals() -> None:
-    ids, labels = rows_with_copies((2, 2, 1), 3.5)
-    assert sorted(assign_folds(ids, labels, 5, seed=0)[:5].tolist()) == [0, 1, 2, 3, 4]
+    assert sorted(assign_folds(*rows_with_copies((2, 2, 1), 3.5), 5, seed=0)[:5].tolist()) == [0, 1, 2, 3, 4]
 
 
 def test_single_fold_holds_all_rows() -> None:
-    ids, labels = rows_with_copies((2, 2, 1), 3.5)
-    assert assign_folds(ids, labels, 1, seed=0).tolist() == [0] * len(ids)
+    source, groups, labels = rows_with_copies((2, 2, 1), 3.5)
+    assert assign_folds(source, groups, labels, 1, seed=0).tolist() == [0] * len(source)
 
 
-def test_more_folds_than_originals_are_refused() -> None:
-    with pytest.raises(InputError, match="--folds 3 is more than the 2 training images"):
-        assign_folds(["a", "b", f"a{COPY_SUFFIX}1"], np.array([0, 1, 0]), 3, 0)
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        ([0, 1, 0], "--folds 3 is more than the 2 training images: choose fewer folds"),
+        ([5, 5, 5], "--folds 3 is more than the 1 groups of training images that stay together"),
+    ],
+)
+def test_more_folds_than_groups_are_refused(groups: list[int], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        assign_folds(np.array([0, 1, 0]), np.array(groups), np.array([0, 1, 0]), 3, 0)
+
+
+def test_fold_without_images_is_refused() -> None:
+    """Nearly as many folds as groups, which differ in size and class: the stratification may leave a fold empty."""
+    groups, labels = np.repeat(range(4), (2, 2, 1, 4)), np.array([0, 0, 2, 2, 2, 2, 2, 2, 0])
+    with pytest.raises(InputError, match="--folds 4: a fold gets no images"):
+        for seed in range(100):
+            assign_folds(np.arange(9), groups, labels, 4, seed)
 
 
 # -------------------------------------------------------------------------------------------------------------- members
