@@ -13,6 +13,8 @@ from melanoma.artifacts import contract
 from melanoma.artifacts.atomic import sha256, write_json
 from melanoma.artifacts.store import Store
 from melanoma.cli import run as cli
+from melanoma.sources import reader as source_reader
+from melanoma.sources.records import Record
 
 import numpy as np
 import pytest
@@ -30,6 +32,11 @@ toy.shrink_segnet()
 
 def module(script: str) -> ModuleType:
     return importlib.import_module(script.removesuffix(".py"))
+
+
+def records(source: Path, split: str) -> list[Record]:
+    """The images of a split of a source in the layout of ISIC 2017."""
+    return source_reader.read(source).splits[split]
 
 
 def parser(script: str) -> argparse.ArgumentParser:

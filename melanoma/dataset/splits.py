@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from melanoma.artifacts.store import Store
-from melanoma.classes import CLASSES, SPLITS
+from melanoma.classes import SPLITS
 from melanoma.errors import InputError
 from melanoma.sources.records import Record, Source, Splits
 
@@ -123,7 +123,9 @@ def _part_sizes(pool: Sequence[Record], division: str) -> dict[str, Counter[int 
         }
     scales = [min(1.0, available[label] / count) for label, count in enumerate(POOL_2018)]
     return {
-        split: Counter({label: round(count * scale) for label, (count, scale) in enumerate(zip(counts, scales, strict=True))})
+        split: Counter(
+            {label: round(count * scale) for label, (count, scale) in enumerate(zip(counts, scales, strict=True))}
+        )
         for split, counts in PARTS_2018.items()
     }
 

@@ -118,7 +118,7 @@ def _sort_in(files: Files, path: Path) -> None:
     try:
         str(files.relative(path)).encode()
     except UnicodeEncodeError:
-        raise InputError(f"{ascii(str(path))}: this file name is not valid UTF-8; rename the file") from None
+        raise InputError(f"{str(path)!a}: this file name is not valid UTF-8; rename the file") from None
     for what, pattern in NO_IMAGES.items():
         if pattern.search(stem):
             files.skipped[what] += 1
@@ -186,8 +186,12 @@ def _find_masks(files: Files, relative: Mapping[Path, Path]) -> set[Path]:
     if len(in_folder) == len(files.images):  # a folder of images that is called like one of masks
         in_folder = set()
     stems = {path.stem.lower() for path in files.images}
-    by_name = {path for path in files.images if (found := MASK_ENDING.search(stem := path.stem.lower())) and (
-        found[1] != "lesion" or stem[: found.start()] in stems)}  # "lesion" alone may as well name an image
+    by_name = {
+        path
+        for path in files.images
+        if (found := MASK_ENDING.search(stem := path.stem.lower()))
+        and (found[1] != "lesion" or stem[: found.start()] in stems)
+    }  # "lesion" alone may as well name an image
     return in_folder | by_name
 
 
@@ -199,8 +203,6 @@ def _refuse_twins(first: Path, second: Path) -> None:
 
 def unused_folders(left_out: Sequence[LeftOut]) -> Iterator[str]:
     """Lines that name the folders whose images belong to no part of the layout."""
-    folders = Counter(
-        str(Path(one.name).parent) for one in left_out if one.reason == "not in a folder of this layout"
-    )
+    folders = Counter(str(Path(one.name).parent) for one in left_out if one.reason == "not in a folder of this layout")
     for folder, count in sorted(folders.items()):
         yield f"folder not used: {folder} ({count} images)"

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from melanoma.classes import CLASSES, NEVUS
+from melanoma.classes import NEVUS
 from melanoma.errors import InputError, list_first
 from melanoma.sources import csv_table, diagnoses
 from melanoma.sources.files import Files, scan, unused_folders
@@ -20,7 +20,7 @@ from melanoma.sources.layouts import (
     own_csv,
     ph2,
 )
-from melanoma.sources.layouts.layout import Entry, Layout, Reading
+from melanoma.sources.layouts.layout import Entry, Layout
 from melanoma.sources.records import LeftOut, Record, Source, Splits
 
 LAYOUTS = {  # by name; the first that is recognised is used

@@ -12,27 +12,41 @@ from melanoma.dataset import checks, decode
 from melanoma.dataset.cache import Cache
 from melanoma.dataset.workers import Workers
 from melanoma.errors import InputError
-from melanoma.sources import isic
+from melanoma.dataset.splits import OFFICIAL, Division
+from melanoma.sources import reader
+from melanoma.sources.layouts import challenge_2017
+from melanoma.sources.records import Record
 
 import numpy as np
 import pandas as pd
+import pipeline
 import pytest
 from PIL import Image
 
 SIZE = 32  # pixels
 DUPLICATE = "ISIC_9999999"
 
-Change = Callable[[isic.Record], None]
+Change = Callable[[Record], None]
 Inspect = Callable[..., checks.Report]
 
 
 def inspect_source(
     source: Path, data: Path, known: Set[str] = frozenset(), keep_duplicates: bool = False
 ) -> checks.Report:
-    contents = isic.read_source(source)
+    return inspect_all([source], data, Division(OFFICIAL, None, 0), known, keep_duplicates)
+
+
+def inspect_all(
+    paths: list[Path], data: Path, division: Division, known: Set[str] = frozenset(), keep_duplicates: bool = False
+) -> checks.Report:
+    """Checks the first of several sources and what the others add to its train split."""
+    sources = reader.read_all(paths[0], paths[1:], None, False)
     with Cache(data, SIZE) as cache, Workers(1) as workers:
-        cache.read([record for records in contents.records.values() for record in records], workers)
-        return checks.inspect(contents, cache, workers, known, keep_duplicates)
+        images = division.images_to_read(sources)
+        cache.read(images, workers)
+        groups = checks.find_groups(images, cache, workers)
+        divided = division.divide(sources, groups.number)
+        return checks.inspect(sources, divided, groups, cache, known, keep_duplicates)
 
 
 @pytest.fixture
@@ -42,9 +56,9 @@ def inspect(own_source: Path, tmp_path: Path) -> Inspect:
 
 
 @pytest.fixture
-def record(own_source: Path) -> isic.Record:
+def record(own_source: Path) -> Record:
     """A training image of `own_source`."""
-    return isic.read_split(own_source, "train")[5]
+    return pipeline.records(own_source, "train")[5]
 
 
 def rejects(report: checks.Report, folder: Path) -> pd.DataFrame:
@@ -66,7 +80,7 @@ def save_as(path: Path, image: Image.Image, kind: str = "PNG") -> None:
     image.save(path, format=kind)
 
 
-def image_of(record: isic.Record) -> Image.Image:
+def image_of(record: Record) -> Image.Image:
     with Image.open(record.image) as image:
         return image.convert("RGB")
 
@@ -74,33 +88,33 @@ def image_of(record: isic.Record) -> Image.Image:
 # ------------------------------------------------------------------------------------------------------ unusable images
 
 
-def truncated(record: isic.Record) -> None:
+def truncated(record: Record) -> None:
     record.image.write_bytes(record.image.read_bytes()[:1500])
 
 
-def web_page(record: isic.Record) -> None:
+def web_page(record: Record) -> None:
     record.image.write_text("<!DOCTYPE html><html><body>404 Not Found</body></html>")
 
 
-def empty_file(record: isic.Record) -> None:
+def empty_file(record: Record) -> None:
     record.image.write_bytes(b"")
 
 
-def bomb(record: isic.Record) -> None:
+def bomb(record: Record) -> None:
     save_as(record.image, Image.new("1", (9500, 9500)))  # 90 megapixels
 
 
-def mask_of_another_size(record: isic.Record) -> None:
+def mask_of_another_size(record: Record) -> None:
     assert record.mask
     save_as(record.mask, Image.new("L", (81, 60), 255))
 
 
-def grey_mask(record: isic.Record) -> None:
+def grey_mask(record: Record) -> None:
     assert record.mask
     save_as(record.mask, Image.new("L", (80, 60), 90))
 
 
-def truncated_mask(record: isic.Record) -> None:
+def truncated_mask(record: Record) -> None:
     assert record.mask
     record.mask.write_bytes(record.mask.read_bytes()[:60])
 
@@ -118,7 +132,7 @@ FAULTS: dict[Change, str] = {
 
 @pytest.mark.parametrize("damage", FAULTS)
 def test_image_that_cannot_be_used_is_rejected_with_its_reason(
-    damage: Change, record: isic.Record, inspect: Inspect, tmp_path: Path
+    damage: Change, record: Record, inspect: Inspect, tmp_path: Path
 ) -> None:
     damage(record)
     report = inspect()
@@ -127,12 +141,12 @@ def test_image_that_cannot_be_used_is_rejected_with_its_reason(
     assert re.search(FAULTS[damage], row["reason"])
     assert "rejected 1 0 0" in table_lines(report)
     assert report.usable == {
-        split: [one for one in records if one != record] for split, records in report.source.records.items()
+        split: [one for one in records if one != record] for split, records in report.splits.items()
     }
 
 
 def test_image_that_cannot_be_used_stops_the_run_or_is_skipped(
-    record: isic.Record, inspect: Inspect, tmp_path: Path
+    record: Record, inspect: Inspect, tmp_path: Path
 ) -> None:
     truncated(record)
     report = inspect()
@@ -142,7 +156,7 @@ def test_image_that_cannot_be_used_stops_the_run_or_is_skipped(
     report.raise_problems(tmp_path, skip_bad=True, strict=False)
 
 
-def test_repaired_image_is_no_longer_rejected(record: isic.Record, inspect: Inspect, tmp_path: Path) -> None:
+def test_repaired_image_is_no_longer_rejected(record: Record, inspect: Inspect, tmp_path: Path) -> None:
     content = record.image.read_bytes()
     truncated(record)
     assert len(rejects(inspect(), tmp_path)) == 1
@@ -151,13 +165,13 @@ def test_repaired_image_is_no_longer_rejected(record: isic.Record, inspect: Insp
 
 
 def test_split_without_a_usable_image_stops_the_run(own_source: Path, inspect: Inspect, tmp_path: Path) -> None:
-    for record in isic.read_split(own_source, "val"):
+    for record in pipeline.records(own_source, "val"):
         truncated(record)
     with pytest.raises(InputError, match=r"no usable images are left of val: see rejects\.csv"):
         inspect().raise_problems(tmp_path, skip_bad=True, strict=False)
 
 
-def test_bomb_is_refused_before_it_is_decoded(record: isic.Record, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bomb_is_refused_before_it_is_decoded(record: Record, monkeypatch: pytest.MonkeyPatch) -> None:
     bomb(record)
 
     def never(*_: object) -> None:
@@ -168,7 +182,7 @@ def test_bomb_is_refused_before_it_is_decoded(record: isic.Record, monkeypatch: 
     assert isinstance(decode.read((record.image, None, 32)), str)
 
 
-def test_bomb_is_refused_outside_of_pytest(record: isic.Record) -> None:  # which makes every warning an error
+def test_bomb_is_refused_outside_of_pytest(record: Record) -> None:  # which makes every warning an error
     bomb(record)
     code = f"from melanoma.dataset import decode; decode.open_image(decode.Path({str(record.image)!r}))"
     command = [sys.executable, "-c", code]
@@ -179,32 +193,32 @@ def test_bomb_is_refused_outside_of_pytest(record: isic.Record) -> None:  # whic
 # ------------------------------------------------------------------------------------------------ conversions, warnings
 
 
-def cmyk(record: isic.Record) -> None:
+def cmyk(record: Record) -> None:
     save_as(record.image, image_of(record).convert("CMYK"), "JPEG")
 
 
-def alpha(record: isic.Record) -> None:
+def alpha(record: Record) -> None:
     save_as(record.image, image_of(record).convert("RGBA"))
 
 
-def palette(record: isic.Record) -> None:
+def palette(record: Record) -> None:
     save_as(record.image, image_of(record).convert("P", palette=Image.Palette.ADAPTIVE))
 
 
-def transparent_palette(record: isic.Record) -> None:
+def transparent_palette(record: Record) -> None:
     image_of(record).convert("P", palette=Image.Palette.ADAPTIVE).save(record.image, format="PNG", transparency=3)
 
 
-def greyscale(record: isic.Record) -> None:
+def greyscale(record: Record) -> None:
     save_as(record.image, image_of(record).convert("L"), "JPEG")
 
 
-def sixteen_bits(record: isic.Record) -> None:
+def sixteen_bits(record: Record) -> None:
     grey = np.asarray(image_of(record).convert("L")).astype(np.uint16) * 257
     save_as(record.image, Image.fromarray(grey))
 
 
-def rotated_by_exif(record: isic.Record) -> None:
+def rotated_by_exif(record: Record) -> None:
     exif = Image.Exif()
     exif[decode.ORIENTATION] = 6
     image_of(record).save(record.image, format="JPEG", exif=exif)
@@ -223,7 +237,7 @@ CONVERSIONS: dict[Change, str] = {
 
 @pytest.mark.parametrize("change", CONVERSIONS)
 def test_other_colour_modes_are_converted_and_counted(change: Change, own_source: Path, inspect: Inspect) -> None:
-    records = isic.read_split(own_source, "val")[:2]
+    records = pipeline.records(own_source, "val")[:2]
     expected = decode.read_pair(records[0].image, None, SIZE).image.astype(int)
     for record in records:
         change(record)
@@ -236,19 +250,19 @@ def test_other_colour_modes_are_converted_and_counted(change: Change, own_source
 
 
 def test_superpixels_among_images_and_masks_are_counted_and_skipped(
-    own_source: Path, record: isic.Record, inspect: Inspect
+    own_source: Path, record: Record, inspect: Inspect
 ) -> None:
     before = inspect().usable
-    for folder in (isic.image_folder(own_source, "train"), isic.mask_folder(own_source, "test")):
+    for folder in (challenge_2017.image_folder(own_source, "train"), challenge_2017.mask_folder(own_source, "test")):
         shutil.copy(record.image, folder / f"{record.id}_superpixels.png")
     report = inspect()
-    assert "2 superpixel files skipped" in report.lines()
+    assert "  2 superpixel files skipped" in report.lines()
     assert report.usable == before
 
 
 @pytest.mark.parametrize("values", [(0, 130, 255), (90, 255, 255)])
 def test_mask_of_grey_values_is_thresholded_with_a_warning(
-    values: tuple[int, ...], record: isic.Record, inspect: Inspect, tmp_path: Path
+    values: tuple[int, ...], record: Record, inspect: Inspect, tmp_path: Path
 ) -> None:
     assert record.mask
     grey = np.repeat(np.array(values, np.uint8), 20)[:, None].repeat(80, axis=1)
@@ -265,10 +279,10 @@ def test_mask_of_grey_values_is_thresholded_with_a_warning(
 
 def test_labels_without_an_image_are_ignored_with_a_warning(own_source: Path, inspect: Inspect, tmp_path: Path) -> None:
     before = inspect().usable
-    with isic.label_file(own_source, "val").open("a") as stream:
+    with challenge_2017.label_file(own_source, "val").open("a") as stream:
         stream.write("ISIC_9999991,0.0,0.0\nISIC_9999992,1.0,0.0\n")
     report = inspect()
-    warning = "2 ids in the label files have no image and are ignored: ISIC_9999991, ISIC_9999992"
+    warning = "2 ids in the tables have no image and are ignored: ISIC_9999991, ISIC_9999992"
     assert f"warning: {warning}" in report.lines()
     assert report.usable == before
     with pytest.raises(InputError, match=warning):
@@ -276,9 +290,9 @@ def test_labels_without_an_image_are_ignored_with_a_warning(own_source: Path, in
 
 
 def test_missing_parts_of_the_source_are_reported(own_source: Path, inspect: Inspect) -> None:
-    shutil.rmtree(isic.image_folder(own_source, "test"))
-    shutil.rmtree(isic.mask_folder(own_source, "train"))
-    isic.label_file(own_source, "val").unlink()
+    shutil.rmtree(challenge_2017.image_folder(own_source, "test"))
+    shutil.rmtree(challenge_2017.mask_folder(own_source, "train"))
+    challenge_2017.label_file(own_source, "val").unlink()
     assert list(inspect().gaps()) == [
         "train: no lesion masks, cannot be used for training",
         "val: no labels, predicted, but not evaluated",
@@ -289,25 +303,25 @@ def test_missing_parts_of_the_source_are_reported(own_source: Path, inspect: Ins
 # ----------------------------------------------------------------------------------------------------------- duplicates
 
 
-def add_duplicate(record: isic.Record, folder: Path) -> None:
+def add_duplicate(record: Record, folder: Path) -> None:
     """Adds the image to train, resized and encoded again, under another id, with mask and label."""
     assert record.mask
     with Image.open(record.mask) as mask:
         smaller = mask.resize((96, 72), Image.Resampling.NEAREST)
-        smaller.save(isic.mask_folder(folder, "train") / f"{DUPLICATE}_segmentation.png")
-    image_of(record).resize((96, 72)).save(isic.image_folder(folder, "train") / f"{DUPLICATE}.jpg", quality=60)
-    with isic.label_file(folder, "train").open("a") as stream:
+        smaller.save(challenge_2017.mask_folder(folder, "train") / f"{DUPLICATE}_segmentation.png")
+    image_of(record).resize((96, 72)).save(challenge_2017.image_folder(folder, "train") / f"{DUPLICATE}.jpg", quality=60)
+    with challenge_2017.label_file(folder, "train").open("a") as stream:
         stream.write(f"{DUPLICATE},0.0,0.0\n")
 
 
 @pytest.mark.parametrize("split", ["val", "test", "train"])
 def test_duplicate_is_left_out_of_train(split: str, own_source: Path, inspect: Inspect, tmp_path: Path) -> None:
-    before, original = inspect().usable, isic.read_split(own_source, split)[4]
+    before, original = inspect().usable, pipeline.records(own_source, split)[4]
     add_duplicate(original, own_source)
     report = inspect()
     assert report.usable == before
     lines = "\n".join(report.lines())
-    assert "1 duplicates left out of train (--keep-duplicates keeps them)" in lines
+    assert "1 images left out of train: duplicate of another image (--keep-duplicates keeps them)" in lines
     (row,) = duplicates(report, tmp_path).to_dict("records")
     assert (row["image_id"], row["split"], row["left_out"]) == (DUPLICATE, "train", True)
     assert (row["same_as"], row["same_as_split"]) == (original.id, split)
@@ -321,26 +335,24 @@ def test_duplicate_is_left_out_of_train(split: str, own_source: Path, inspect: I
 
 
 def test_duplicates_are_kept_on_request(own_source: Path, inspect: Inspect, tmp_path: Path) -> None:
-    add_duplicate(isic.read_split(own_source, "val")[4], own_source)
+    add_duplicate(pipeline.records(own_source, "val")[4], own_source)
     report = inspect(keep_duplicates=True)
-    assert report.usable == report.source.records
+    assert report.usable == report.splits
     assert not duplicates(report, tmp_path)["left_out"].any()
 
 
 def test_train_split_of_duplicates_only_stops_the_run(own_source: Path, inspect: Inspect, tmp_path: Path) -> None:
-    train, val = (isic.read_split(own_source, split) for split in ("train", "val"))
+    train, val = (pipeline.records(own_source, split) for split in ("train", "val"))
     for record, other in zip(train, val + val, strict=True):
         shutil.copyfile(other.image, record.image)
     with pytest.raises(InputError, match=r"no usable images are left of train: see rejects\.csv and duplicates\.csv"):
         inspect().raise_problems(tmp_path, skip_bad=False, strict=False)
 
 
-def test_known_duplicates_are_left_out_of_train(record: isic.Record, inspect: Inspect, tmp_path: Path) -> None:
+def test_known_duplicates_are_left_out_of_train(record: Record, inspect: Inspect, tmp_path: Path) -> None:
     report = inspect(known={record.id})
-    assert report.left_out == {record}
-    assert "1 duplicates left out of train, 1 of them from published lists (--keep-duplicates keeps them)" in list(
-        report.lines()
-    )
+    assert report.left_out == {record: checks.PUBLISHED}
+    assert f"1 images left out of train: {checks.PUBLISHED} (--keep-duplicates keeps them)" in list(report.lines())
     (row,) = duplicates(report, tmp_path).to_dict("records")
     assert (row["image_id"], row["same_as"], row["left_out"]) == (record.id, "published list", True)
     assert not inspect(known={record.id}, keep_duplicates=True).left_out

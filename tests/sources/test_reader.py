@@ -138,7 +138,11 @@ def test_own_csv_is_found_in_its_folder(tmp_path: Path) -> None:
 )
 def test_faulty_line_of_an_own_csv_is_named(line: str, message: str, tmp_path: Path) -> None:
     path = toy_sources.own_csv(tmp_path)
-    content = path.read_text().replace("photos/three,", "photos/three.jpg,").replace("photos/one/mole.png,melanoma", "x.png,mel")
+    content = (
+        path.read_text()
+        .replace("photos/three,", "photos/three.jpg,")
+        .replace("photos/one/mole.png,melanoma", "x.png,mel")
+    )
     path.write_text(content + line + "\n")
     with pytest.raises(InputError, match=message):
         reader.read(path)
@@ -267,11 +271,13 @@ def test_image_without_a_row_is_a_problem_and_a_row_without_an_image_a_warning(t
 def test_letters_case_never_matters(tmp_path: Path) -> None:
     toy_sources.ham10000(tmp_path)
     table = tmp_path / "HAM10000_metadata.csv"
-    table.write_text(table.read_text().replace("ISIC_", "isic_").replace("image_id,dx", "IMAGE_ID,Dx").replace("mel", "MEL"))
+    table.write_text(
+        table.read_text().replace("ISIC_", "isic_").replace("image_id,dx", "IMAGE_ID,Dx").replace("mel", "MEL")
+    )
     assert labels(reader.read(tmp_path)) == EXPECTED["ham10000"][1]
 
 
-# ------------------------------------------------------------------------------------------------------- several sources
+# ----------------------------------------------------------------------------------------------------- several sources
 
 
 def test_id_that_occurs_in_two_sources_is_made_unique(tmp_path: Path) -> None:

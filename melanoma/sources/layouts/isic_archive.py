@@ -4,13 +4,13 @@ diagnosis_1 and diagnosis_2 are groups of diagnoses (such as Malignant) and deci
 column diagnosis. Images that are not dermoscopic are left out.
 """
 
-import pandas as pd
-
 from melanoma.sources import csv_table
 from melanoma.sources.diagnoses import UNCERTAIN
 from melanoma.sources.files import Files, key, no_split
 from melanoma.sources.layouts.layout import Annotations, Layout, Reading, column, read_annotated
 from melanoma.sources.records import LeftOut
+
+import pandas as pd
 
 DERMOSCOPIC = ("", "dermoscopic")
 

@@ -130,7 +130,7 @@ def read_annotated(
     """
     pairs, left_out = pair(files, split_of)
     splits = {one.split for one in pairs}
-    by_split = {split: annotations for split in splits} if isinstance(annotations, Annotations) else annotations
+    by_split = dict.fromkeys(splits, annotations) if isinstance(annotations, Annotations) else annotations
     labelled = {
         split
         for split in splits & by_split.keys()
