@@ -23,7 +23,8 @@ from melanoma.classes import MELANOMA
 from melanoma.cli import locking
 from melanoma.cli import run as cli
 from melanoma.errors import InputError
-from melanoma.sources import download, isic
+from melanoma.sources import archives, download, isic
+from melanoma.sources.archives import CHALLENGES, parts
 
 import numpy as np
 import pytest
@@ -31,6 +32,7 @@ import pytest
 ARCHIVE = "ISIC-2017_Validation_Data.zip"
 MASKS = "ISIC-2017_Validation_Part1_GroundTruth.zip"
 LABELS = "ISIC-2017_Validation_Part3_GroundTruth.csv"
+ISIC_2017 = CHALLENGES["2017"]
 FOLDER = "ISIC-2017_Validation_Data"
 
 
@@ -151,7 +153,7 @@ def run(server: Server, out: Path, *flags: str) -> None:
 
 
 def only_images(server: Server, out: Path) -> None:
-    download.fetch(out, server.url, ["val", "images"], keep=False)
+    download.fetch(ISIC_2017, out, server.url, ["val", "images"], keep=False)
 
 
 def check_images(out: Path) -> None:
@@ -197,13 +199,13 @@ def test_second_run_requests_nothing(server: Server, tmp_path: Path) -> None:
     ],
 )
 def test_only_accepts_splits_and_kinds(only: list[str], names: dict[str, int], tmp_path: Path) -> None:
-    kinds = [part.kind for part in download.parts(tmp_path, only)]
+    kinds = [part.files.kind for part in parts(ISIC_2017, tmp_path, only)]
     assert {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)} == names
 
 
 def test_every_official_file_is_downloaded(tmp_path: Path) -> None:
-    names = {part.file.name for part in download.parts(tmp_path, [])}
-    assert set(download.MD5) == {name for name in names if name.endswith(".zip")}
+    names = {part.file.name for part in parts(ISIC_2017, tmp_path, [])}
+    assert set(archives.MD5) == {name for name in names if name.endswith(".zip")}
     assert len(names) == 9
 
 
@@ -341,7 +343,7 @@ def test_repeated_temporary_errors_stop_the_run(server: Server, tmp_path: Path) 
 def test_missing_server_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "PAUSE", 0.001)
     with pytest.raises(InputError, match=r"http://127\.0\.0\.1:9/.*5 attempts"):
-        download.fetch(tmp_path, "http://127.0.0.1:9/", ["val", "labels"], keep=False)
+        download.fetch(ISIC_2017, tmp_path, "http://127.0.0.1:9/", ["val", "labels"], keep=False)
 
 
 @pytest.mark.parametrize(
@@ -359,7 +361,7 @@ def test_missing_server_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 )
 def test_unusable_url_is_refused(url: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"--url {re.escape(url)}"):
-        download.fetch(tmp_path, url, [], keep=False)
+        download.fetch(ISIC_2017, tmp_path, url, [], keep=False)
 
 
 @pytest.mark.usefixtures("logging_restored")
@@ -415,7 +417,7 @@ def test_archive_without_images_is_refused(server: Server, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_random_damage_is_an_input_error_or_harmless(method: int, tmp_path: Path) -> None:
-    (part,) = download.parts(tmp_path, ["val", "images"])
+    (part,) = parts(ISIC_2017, tmp_path, ["val", "images"])
     intact = archive(images(20), method=method)
     rng, damaged = np.random.default_rng(method), 0
     for _ in range(400):
@@ -435,7 +437,7 @@ def test_random_damage_is_an_input_error_or_harmless(method: int, tmp_path: Path
 def test_invalid_label_file_is_deleted(server: Server, tmp_path: Path) -> None:
     server.files[LABELS] = b"<Error>no such key</Error>"
     with pytest.raises(InputError, match=r"no column.*deleted: run the command again"):
-        download.fetch(tmp_path, server.url, ["val", "labels"], keep=False)
+        download.fetch(ISIC_2017, tmp_path, server.url, ["val", "labels"], keep=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -447,7 +449,7 @@ def test_unknown_md5_is_a_warning(
     assert "a third-party list says 8d6419d942112f709894c0d82f6c9038" in warning
     shutil.rmtree(tmp_path / FOLDER)
     caplog.clear()
-    monkeypatch.setitem(download.MD5, ARCHIVE, hashlib.md5(server.files[ARCHIVE]).hexdigest())
+    monkeypatch.setitem(archives.MD5, ARCHIVE, hashlib.md5(server.files[ARCHIVE]).hexdigest())
     only_images(server, tmp_path)
     assert not [record for record in caplog.records if "MD5" in record.message and record.levelname == "WARNING"]
 
@@ -461,14 +463,14 @@ def test_too_little_space_is_reported_before_the_download(
         usage = shutil._ntuple_diskusage(10**12, 0, free)
         monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
         with contextlib.nullcontext() if fits else pytest.raises(InputError, match="GB needed"):
-            download.fetch(tmp_path, server.url, ["val", "images"], keep)
+            download.fetch(ISIC_2017, tmp_path, server.url, ["val", "images"], keep)
         assert bool(server.sent) == fits
 
 
 def test_remains_of_a_killed_run_are_deleted_before_space_is_checked(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (part,) = download.parts(tmp_path, ["val", "images"])
+    (part,) = parts(ISIC_2017, tmp_path, ["val", "images"])
     part.unpacking.mkdir()
     usage = shutil._ntuple_diskusage(10**12, 0, 10**9)
     monkeypatch.setattr(
@@ -479,7 +481,7 @@ def test_remains_of_a_killed_run_are_deleted_before_space_is_checked(
 
 
 def test_kept_archives_need_more_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = dict(zip(download.parts(tmp_path, ["images"]), (50, 10, 40), strict=True))
+    sizes = dict(zip(parts(ISIC_2017, tmp_path, ["images"]), (50, 10, 40), strict=True))
     for keep, needed in ((True, 200), (False, 150)):
         for free in (needed - 1, needed):
             usage = shutil._ntuple_diskusage(10**12, 0, free)
