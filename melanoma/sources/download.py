@@ -1,4 +1,4 @@
-"""Download of the official ISIC 2017 archives, with resume, checks and safe unpacking.
+"""Download of the challenges' official archives, with resume, checks and safe unpacking.
 
 At any moment an archive is NAME.part (incomplete), NAME (complete) or deleted, and a folder is absent or complete.
 After any interruption, the same command finishes the work.
@@ -21,30 +21,15 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from melanoma.classes import SPLITS
 from melanoma.errors import InputError
 from melanoma.log import log, progress
 from melanoma.sources import isic
+from melanoma.sources.archives import MD5, Challenge, Part, parts
 
 from tqdm import tqdm
-
-URL = "https://isic-challenge-data.s3.amazonaws.com/2017/"
-KINDS = ("images", "masks", "labels")
-SUFFIXES = {"images": ".jpg", "masks": "_segmentation.png"}  # of the files to unpack
-
-# From a third-party download script; the challenge publishes none.
-MD5 = {
-    "ISIC-2017_Training_Data.zip": "a14a7e622c67a358797ae59abb8a0b0c",
-    "ISIC-2017_Training_Part1_GroundTruth.zip": "77fdbeb6fbec4139937224416b250f4c",
-    "ISIC-2017_Validation_Data.zip": "8d6419d942112f709894c0d82f6c9038",
-    "ISIC-2017_Validation_Part1_GroundTruth.zip": "64d3e68fa2deeb8a5e89aa8dec2efd44",
-    "ISIC-2017_Test_v2_Data.zip": "5f6a0b5e1f2972bd1f5ea02680489f09",
-    "ISIC-2017_Test_v2_Part1_GroundTruth.zip": "b1742de6bd257faca3b2b21a4aa3b781",
-}
 
 TIMEOUT = 60.0  # seconds without a byte before a connection is closed
 ATTEMPTS = 5  # in a row without a new byte
@@ -53,6 +38,7 @@ TEMPORARY_ERRORS = {408, 425, 429, 500, 502, 503, 504}  # HTTP status codes afte
 BLOCK = 1 << 20  # bytes read at a time, at most
 
 EXPANSION = 20  # an archive's content may be at most this many times its size; images are compressed already
+ALWAYS_UNPACKED = 2_000_000  # bytes that may be unpacked from an archive of any size; labels compress well
 
 # What zipfile raises on damaged archives. These OSErrors of it do not come from the disk: bad bzip2 data (no errno), a
 # negative offset (EINVAL), a repeated name (EEXIST).
@@ -60,49 +46,8 @@ DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFErro
 NOT_THE_DISK = {None, errno.EINVAL, errno.EEXIST}
 
 
-@dataclass(frozen=True)
-class Part:
-    """One archive or CSV of the challenge, and the folder or file that it becomes."""
-
-    split: str
-    kind: str  # one of KINDS
-    target: Path
-
-    @property
-    def file(self) -> Path:
-        """The complete download."""
-        return self.target if self.kind == "labels" else self.target.with_name(self.target.name + ".zip")
-
-    @property
-    def incomplete(self) -> Path:
-        """The download while it is incomplete."""
-        return self.file.with_name(self.file.name + ".part")
-
-    @property
-    def unpacking(self) -> Path:
-        """The target folder while it is incomplete."""
-        return self.target.with_name(f".{self.target.name}.tmp")
-
-    @property
-    def tag(self) -> Path:
-        """The server's ETag or modification time of the incomplete download."""
-        return self.file.with_name(self.file.name + ".part.tag")
-
-
 class TemporaryError(Exception):
     """A request failed for a reason that may be temporary."""
-
-
-def parts(out: Path, only: Sequence[str]) -> list[Part]:
-    """The parts to download: all, or those of the splits and kinds in `only`."""
-    splits = [split for split in SPLITS if split in only] or SPLITS
-    kinds = [kind for kind in KINDS if kind in only] or KINDS
-    places: dict[str, Callable[[Path, str], Path]] = {
-        "images": isic.image_folder,
-        "masks": isic.mask_folder,
-        "labels": isic.label_file,
-    }
-    return [Part(split, kind, places[kind](out, split)) for split in splits for kind in kinds]
 
 
 def connect(url: str, headers: dict[str, str], method: str = "GET") -> http.client.HTTPResponse:
@@ -264,16 +209,23 @@ def check_md5(path: Path) -> None:
         log.info("%s has MD5 %s%s", path.name, found, ", as in a third-party list" if expected else "")
 
 
-def check_labels(path: Path) -> None:
-    """Reads a label file that was just received.
+def check_labels(part: Part, path: Path, received: Path) -> None:
+    """Reads a label file that was just received; does nothing for images and masks.
+
+    Args:
+        part: what was received.
+        path: the CSV, not yet in its place.
+        received: the CSV or the archive around it.
 
     Raises:
-        InputError: it is not a label file; it is deleted.
+        InputError: it is not a label file; `received` is deleted.
     """
+    if not part.files.read:
+        return
     try:
-        isic.read_labels(path)
+        part.files.read(path)
     except InputError as error:
-        path.unlink()
+        received.unlink()
         raise InputError(f"{error}. The file was deleted: run the command again to download it") from None
 
 
@@ -292,18 +244,18 @@ def check_members(archive: Path, members: list[zipfile.ZipInfo]) -> None:
                 "unpacked. This is not the challenge's archive: delete it and download it from another server"
             )
     content, size = sum(member.file_size for member in members), archive.stat().st_size
-    if content > EXPANSION * size:
+    if content > max(EXPANSION * size, ALWAYS_UNPACKED):
         raise InputError(f"{archive}: refused, because its {size} bytes would unpack to {content}; delete it")
 
 
 def extract(part: Part) -> Counter[str]:
-    """Writes the images or masks of an archive to `part.unpacking`.
+    """Writes the images, masks or labels of an archive to `part.unpacking`.
 
     Returns:
         How many files of which kind were skipped.
 
     Raises:
-        InputError: the archive is damaged (it is deleted), could do harm, or contains no images or masks.
+        InputError: the archive is damaged (it is deleted), could do harm, or contains nothing of its kind.
     """
     skipped: Counter[str] = Counter()
     try:
@@ -314,7 +266,7 @@ def extract(part: Part) -> Counter[str]:
                 name = PurePosixPath(member.filename).name
                 if isic.SUPERPIXELS in name:
                     skipped["superpixel files"] += 1
-                elif name.startswith(".") or not name.endswith(SUFFIXES[part.kind]):
+                elif name.startswith(".") or not name.endswith(part.files.suffix):
                     skipped["other files"] += 1
                 else:
                     with archive.open(member) as source, (part.unpacking / name).open("xb") as stream:
@@ -327,19 +279,20 @@ def extract(part: Part) -> Counter[str]:
             f"{part.file}: damaged and therefore deleted ({error}); run the command again to download it"
         ) from None
     if not any(part.unpacking.iterdir()):
-        raise InputError(f"{part.file}: contains no {part.kind}; delete it and download it from another server")
+        raise InputError(f"{part.file}: contains no {part.files.kind}; delete it and download it from another server")
     return skipped
 
 
 def unpack(part: Part) -> None:
-    """Unpacks the images or masks of an archive into their folder, which appears only when it is complete.
+    """Unpacks an archive into its folder, which appears only when it is complete and its labels are valid.
 
     Raises:
-        InputError: see `extract`.
+        InputError: see `extract` and `check_labels`.
     """
     part.unpacking.mkdir()
     try:
         skipped = extract(part)
+        check_labels(part, part.unpacking / part.csv, part.file)
         os.sync()
         part.unpacking.rename(part.target)
     finally:
@@ -359,7 +312,7 @@ def check_space(out: Path, sizes: dict[Part, int], keep: bool) -> None:
     Raises:
         InputError: there is not enough space.
     """
-    archives = [size for part, size in sizes.items() if part.kind != "labels"]
+    archives = [size for part, size in sizes.items() if part.zipped]
     temporary = sum(archives) if keep else max(archives, default=0)  # of archives beside the unpacked files
     present = sum(path.stat().st_size for part in sizes for path in (part.incomplete, part.file) if path.is_file())
     needed, free = sum(sizes.values()) + temporary - present, shutil.disk_usage(out).free
@@ -400,40 +353,49 @@ def obtain(url: str, part: Part) -> None:
 
     retry(url, lambda: transfer(url, part), received)
     part.tag.unlink(missing_ok=True)
-    if part.kind == "labels":
-        check_labels(part.incomplete)
+    if not part.zipped:
+        check_labels(part, part.incomplete, part.incomplete)
     part.incomplete.replace(part.file)
     check_md5(part.file)
 
 
 def log_count(part: Part) -> None:
-    """Logs how many images, masks or labels there are; a warning if the challenge has another number."""
-    expected = isic.OFFICIAL_COUNTS[part.split]
-    if part.kind == "labels":
-        count = len(isic.read_labels(part.target))
+    """Logs how many images, masks or labels there are; a warning if the challenge has another number.
+
+    Raises:
+        InputError: the label file is invalid.
+    """
+    if part.files.read:
+        try:
+            count = len(part.files.read(part.target / part.csv if part.zipped else part.target))
+        except InputError as error:
+            raise InputError(f"{error}. Delete {part.target} and run the command again to download it") from None
     else:
-        count = sum(path.name.endswith(SUFFIXES[part.kind]) for path in part.target.iterdir())
-    if count == expected:
-        log.info("%s: %d %s", part.target, count, part.kind)
+        count = sum(path.name.endswith(part.files.suffix) for path in part.target.iterdir())
+    if count == part.count:
+        log.info("%s: %d %s", part.target, count, part.files.kind)
     else:
-        log.warning("warning: %s: %d %s, the challenge has %d", part.target, count, part.kind, expected)
+        log.warning("warning: %s: %d %s, the challenge has %d", part.target, count, part.files.kind, part.count)
 
 
-def fetch(out: Path, url: str, only: Sequence[str], keep: bool) -> None:
+def fetch(challenge: Challenge, out: Path, url: str, only: Sequence[str], keep: bool) -> None:
     """Downloads and unpacks what is missing, and logs what is there.
 
     Args:
+        challenge: one of CHALLENGES.
         out: folder to fill; created if missing. No other download may run there at the same time.
         url: folder of the archives, http or https.
         only: some of SPLITS and KINDS; empty for everything.
         keep: whether archives stay after unpacking.
 
     Raises:
-        InputError: not enough space, no answer, or an invalid file; says what to do.
+        InputError: the challenge has no such files, not enough space, no answer, or an invalid file; says what to do.
     """
     check_url(url)
+    wanted = parts(challenge, out, only)
     out.mkdir(parents=True, exist_ok=True)
-    wanted = parts(out, only)
+    if challenge.licence:
+        log.info(challenge.licence)
     missing = [part for part in wanted if not part.target.exists()]
     urls = {part: f"{url.rstrip('/')}/{part.file.name}" for part in missing}
     for part in missing:
@@ -444,10 +406,10 @@ def fetch(out: Path, url: str, only: Sequence[str], keep: bool) -> None:
     for part in missing:
         if not part.file.exists():
             obtain(urls[part], part)
-        if part.kind != "labels":
+        if part.zipped:
             unpack(part)
             if not keep:
                 part.file.unlink()
     for part in wanted:
         log_count(part)
-    log.info("next: python segmentation_01_preprocessing.py --source %s --check", out)
+    log.info(challenge.next_step.format(out=out))

@@ -1,6 +1,7 @@
 """Downloads from a real server on loopback that also interrupts, misreports and sends harmful archives."""
 
 import contextlib
+import dataclasses
 import hashlib
 import http.server
 import io
@@ -23,7 +24,8 @@ from melanoma.classes import MELANOMA
 from melanoma.cli import locking
 from melanoma.cli import run as cli
 from melanoma.errors import InputError
-from melanoma.sources import download, isic
+from melanoma.sources import archives, download, isic
+from melanoma.sources.archives import CHALLENGES, parts
 
 import numpy as np
 import pytest
@@ -31,6 +33,13 @@ import pytest
 ARCHIVE = "ISIC-2017_Validation_Data.zip"
 MASKS = "ISIC-2017_Validation_Part1_GroundTruth.zip"
 LABELS = "ISIC-2017_Validation_Part3_GroundTruth.csv"
+ISIC_2017 = CHALLENGES["2017"]
+
+ISIC_2018 = CHALLENGES["2018"]
+IMAGES_2018 = "ISIC2018_Task3_Training_Input.zip"
+LABELS_2018 = "ISIC2018_Task3_Training_GroundTruth.zip"
+LESIONS_2018 = "ISIC2018_Task3_Training_LesionGroupings.csv"
+ONE_HOT = b"image,MEL,NV,BCC,AKIEC,BKL,DF,VASC\r\nISIC_0024306,0.0,1.0,0.0,0.0,0.0,0.0,0.0\r\n"
 FOLDER = "ISIC-2017_Validation_Data"
 
 
@@ -48,6 +57,12 @@ def archive(members: dict[str, bytes], links: tuple[str, ...] = (), method: int 
 def images(size: int = 200_000) -> dict[str, bytes]:
     rng = np.random.default_rng(0)
     return {f"{FOLDER}/ISIC_000000{number}.jpg": rng.bytes(size) for number in range(3)}
+
+
+def labels_2018(content: bytes) -> bytes:
+    folder = LABELS_2018.removesuffix(".zip")
+    members = {f"{folder}/LICENSE.txt": b"CC-BY-NC", f"{folder}/{folder}.csv": content}
+    return archive(members, method=zipfile.ZIP_DEFLATED)
 
 
 SUPERPIXELS = {f"{FOLDER}/ISIC_000000{number}_superpixels.png": b"labels" for number in range(3)}
@@ -138,6 +153,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
             ARCHIVE: archive(images() | SUPERPIXELS | {f"{FOLDER}/ATTRIBUTION.txt": b"thanks"}),
             MASKS: archive({f"masks/ISIC_000000{number}_segmentation.png": b"mask" * 100 for number in range(3)}),
             LABELS: b"image_id,melanoma,seborrheic_keratosis\nISIC_0000000,1.0,0.0\n",
+            IMAGES_2018: archive({f"{IMAGES_2018[:-4]}/ISIC_0024306.jpg": b"image" * 50_000}),
+            LABELS_2018: labels_2018(ONE_HOT),
+            LESIONS_2018: b"image,lesion_id,diagnosis_confirm_type\nISIC_0024306,HAM_0000550,histopathology\n",
         }
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
@@ -151,7 +169,7 @@ def run(server: Server, out: Path, *flags: str) -> None:
 
 
 def only_images(server: Server, out: Path) -> None:
-    download.fetch(out, server.url, ["val", "images"], keep=False)
+    download.fetch(ISIC_2017, out, server.url, ["val", "images"], keep=False)
 
 
 def check_images(out: Path) -> None:
@@ -197,13 +215,13 @@ def test_second_run_requests_nothing(server: Server, tmp_path: Path) -> None:
     ],
 )
 def test_only_accepts_splits_and_kinds(only: list[str], names: dict[str, int], tmp_path: Path) -> None:
-    kinds = [part.kind for part in download.parts(tmp_path, only)]
+    kinds = [part.files.kind for part in parts(ISIC_2017, tmp_path, only)]
     assert {kind: kinds.count(kind) for kind in dict.fromkeys(kinds)} == names
 
 
 def test_every_official_file_is_downloaded(tmp_path: Path) -> None:
-    names = {part.file.name for part in download.parts(tmp_path, [])}
-    assert set(download.MD5) == {name for name in names if name.endswith(".zip")}
+    names = {part.file.name for part in parts(ISIC_2017, tmp_path, [])}
+    assert set(archives.MD5) == {name for name in names if name.endswith(".zip")}
     assert len(names) == 9
 
 
@@ -341,7 +359,7 @@ def test_repeated_temporary_errors_stop_the_run(server: Server, tmp_path: Path) 
 def test_missing_server_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "PAUSE", 0.001)
     with pytest.raises(InputError, match=r"http://127\.0\.0\.1:9/.*5 attempts"):
-        download.fetch(tmp_path, "http://127.0.0.1:9/", ["val", "labels"], keep=False)
+        download.fetch(ISIC_2017, tmp_path, "http://127.0.0.1:9/", ["val", "labels"], keep=False)
 
 
 @pytest.mark.parametrize(
@@ -359,7 +377,7 @@ def test_missing_server_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 )
 def test_unusable_url_is_refused(url: str, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"--url {re.escape(url)}"):
-        download.fetch(tmp_path, url, [], keep=False)
+        download.fetch(ISIC_2017, tmp_path, url, [], keep=False)
 
 
 @pytest.mark.usefixtures("logging_restored")
@@ -415,7 +433,7 @@ def test_archive_without_images_is_refused(server: Server, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_random_damage_is_an_input_error_or_harmless(method: int, tmp_path: Path) -> None:
-    (part,) = download.parts(tmp_path, ["val", "images"])
+    (part,) = parts(ISIC_2017, tmp_path, ["val", "images"])
     intact = archive(images(20), method=method)
     rng, damaged = np.random.default_rng(method), 0
     for _ in range(400):
@@ -435,7 +453,7 @@ def test_random_damage_is_an_input_error_or_harmless(method: int, tmp_path: Path
 def test_invalid_label_file_is_deleted(server: Server, tmp_path: Path) -> None:
     server.files[LABELS] = b"<Error>no such key</Error>"
     with pytest.raises(InputError, match=r"no column.*deleted: run the command again"):
-        download.fetch(tmp_path, server.url, ["val", "labels"], keep=False)
+        download.fetch(ISIC_2017, tmp_path, server.url, ["val", "labels"], keep=False)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -447,7 +465,7 @@ def test_unknown_md5_is_a_warning(
     assert "a third-party list says 8d6419d942112f709894c0d82f6c9038" in warning
     shutil.rmtree(tmp_path / FOLDER)
     caplog.clear()
-    monkeypatch.setitem(download.MD5, ARCHIVE, hashlib.md5(server.files[ARCHIVE]).hexdigest())
+    monkeypatch.setitem(archives.MD5, ARCHIVE, hashlib.md5(server.files[ARCHIVE]).hexdigest())
     only_images(server, tmp_path)
     assert not [record for record in caplog.records if "MD5" in record.message and record.levelname == "WARNING"]
 
@@ -461,14 +479,14 @@ def test_too_little_space_is_reported_before_the_download(
         usage = shutil._ntuple_diskusage(10**12, 0, free)
         monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
         with contextlib.nullcontext() if fits else pytest.raises(InputError, match="GB needed"):
-            download.fetch(tmp_path, server.url, ["val", "images"], keep)
+            download.fetch(ISIC_2017, tmp_path, server.url, ["val", "images"], keep)
         assert bool(server.sent) == fits
 
 
 def test_remains_of_a_killed_run_are_deleted_before_space_is_checked(
     server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (part,) = download.parts(tmp_path, ["val", "images"])
+    (part,) = parts(ISIC_2017, tmp_path, ["val", "images"])
     part.unpacking.mkdir()
     usage = shutil._ntuple_diskusage(10**12, 0, 10**9)
     monkeypatch.setattr(
@@ -479,7 +497,7 @@ def test_remains_of_a_killed_run_are_deleted_before_space_is_checked(
 
 
 def test_kept_archives_need_more_space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = dict(zip(download.parts(tmp_path, ["images"]), (50, 10, 40), strict=True))
+    sizes = dict(zip(parts(ISIC_2017, tmp_path, ["images"]), (50, 10, 40), strict=True))
     for keep, needed in ((True, 200), (False, 150)):
         for free in (needed - 1, needed):
             usage = shutil._ntuple_diskusage(10**12, 0, free)
@@ -517,3 +535,150 @@ def test_killed_download_is_finished_by_the_same_command(server: Server, tmp_pat
         assert len(list((tmp_path / FOLDER).iterdir())) == len(many)
         assert ranges(server) == []
     assert [path.name for path in tmp_path.iterdir()] == [FOLDER]
+
+
+def run_2018(server: Server, out: Path, *only: str) -> None:
+    run(server, out, "--challenge", "2018", "--only", "train", *only)
+
+
+def test_split_of_isic_2018_is_downloaded_unpacked_and_counted(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "melanoma")
+    server.faults[IMAGES_2018], server.faults[LABELS_2018] = ["break"], ["break"]
+    run_2018(server, tmp_path)
+    images, labels, lesions = tmp_path / IMAGES_2018[:-4], tmp_path / LABELS_2018[:-4], tmp_path / LESIONS_2018
+    assert sorted(tmp_path.iterdir()) == sorted([images, labels, lesions])
+    assert [path.name for path in images.iterdir()] == ["ISIC_0024306.jpg"]
+    assert [path.name for path in labels.iterdir()] == [f"{labels.name}.csv"]
+    assert (labels / f"{labels.name}.csv").read_bytes() == ONE_HOT
+    assert lesions.read_bytes() == server.files[LESIONS_2018]
+    assert len([request for request in server.requests if request[2]]) == 2  # two downloads were resumed
+    for path, kind in ((images, "images"), (labels, "labels"), (lesions, "labels")):
+        assert f"warning: {path}: 1 {kind}, the challenge has 10015" in caplog.messages
+    assert f"{LABELS_2018} has MD5 {hashlib.md5(server.files[LABELS_2018]).hexdigest()}" in caplog.messages
+    step = f"python segmentation_01_preprocessing.py --source data --extra {tmp_path} --check"
+    assert caplog.messages[-1] == f"next, with ISIC 2017 in --source: {step}"
+
+
+@pytest.mark.parametrize(("challenge", "licence"), [("2017", False), ("2018", True)])
+def test_licence_of_ham10000_is_logged(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture, challenge: str, licence: bool
+) -> None:
+    caplog.set_level("INFO", "melanoma")
+    server.files[LABELS.replace("Validation", "Training")] = server.files[LABELS]
+    run(server, tmp_path, "--challenge", challenge, "--only", "train", "labels")
+    assert ("CC-BY-NC" in caplog.text) == licence
+
+
+def test_expected_number_of_labels_is_no_warning(
+    server: Server, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    challenge = dataclasses.replace(ISIC_2018, counts=dict.fromkeys(ISIC_2018.counts, 1))
+    download.fetch(challenge, tmp_path, server.url, ["train"], keep=False)
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == []
+
+
+def test_every_official_file_of_isic_2018_task_3_is_downloaded(tmp_path: Path) -> None:
+    found = parts(ISIC_2018, tmp_path, [])
+    assert {(part.file.name, part.count) for part in found} == {
+        (IMAGES_2018, 10015),
+        (LABELS_2018, 10015),
+        (LESIONS_2018, 10015),
+        ("ISIC2018_Task3_Validation_Input.zip", 193),
+        ("ISIC2018_Task3_Validation_GroundTruth.zip", 193),
+        ("ISIC2018_Task3_Test_Input.zip", 1512),
+        ("ISIC2018_Task3_Test_GroundTruth.zip", 1512),
+    }
+    assert len(found) == 7
+
+
+def test_isic_2017_is_downloaded_into_the_layout_that_is_read(tmp_path: Path) -> None:
+    read = [place(tmp_path, "test") for place in (isic.image_folder, isic.mask_folder, isic.label_file)]
+    assert [part.target for part in parts(ISIC_2017, tmp_path, ["test"])] == read
+
+
+@pytest.mark.parametrize("challenge", ["2017", "2018"])
+def test_default_url_depends_on_the_challenge(challenge: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    urls: list[str] = []
+    monkeypatch.setattr(download, "fetch", lambda challenge, out, url, only, keep: urls.append(url))
+    download_data.main(download_data.build_parser().parse_args(["--challenge", challenge]))
+    assert urls == [f"https://isic-challenge-data.s3.amazonaws.com/{challenge}/"]
+
+
+def test_both_challenges_fit_in_one_folder(server: Server, tmp_path: Path) -> None:
+    for _ in range(2):
+        server.requests.clear()
+        run(server, tmp_path, "--only", "val")
+        run_2018(server, tmp_path)
+    assert server.requests == []  # the second time
+    check_images(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 6
+
+
+@pytest.mark.parametrize("only", [["masks"], ["images", "masks"]])
+def test_masks_of_isic_2018_are_refused(server: Server, tmp_path: Path, only: list[str]) -> None:
+    with pytest.raises(InputError, match="--only masks: ISIC 2018 task 3 has no masks; it has images, labels"):
+        run_2018(server, tmp_path / "out", *only)
+    assert not (tmp_path / "out").exists() and server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "column"),
+    [
+        (LABELS_2018, labels_2018(ONE_HOT.replace(b"NV", b"nevus")), "NV"),
+        (LABELS_2018, labels_2018(b"<html>"), "image, MEL, NV, BCC, AKIEC, BKL, DF, VASC"),
+        (LESIONS_2018, b"image,lesion\nISIC_0024306,HAM_0000550\n", "lesion_id, diagnosis_confirm_type"),
+    ],
+)
+def test_csv_of_isic_2018_without_its_columns_is_deleted(
+    server: Server, tmp_path: Path, name: str, content: bytes, column: str
+) -> None:
+    kept, server.files[name] = server.files[name], content
+    with pytest.raises(
+        InputError, match=rf"no column {column}; it has .*\. The file was deleted: run the command again"
+    ):
+        run_2018(server, tmp_path, "labels")
+    assert [path for path in tmp_path.iterdir() if path.name.startswith((name, name[:-4], "."))] == []
+    server.files[name] = kept
+    run_2018(server, tmp_path, "labels")
+
+
+def test_label_archive_without_its_csv_is_deleted(server: Server, tmp_path: Path) -> None:
+    server.files[LABELS_2018] = archive({"other.csv": ONE_HOT})
+    with pytest.raises(InputError, match=r"not a readable CSV .*No such file.* was deleted"):
+        run_2018(server, tmp_path, "labels")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_harmful_label_archive_is_refused(server: Server, tmp_path: Path) -> None:
+    server.files[LABELS_2018] = archive({f"../{LABELS_2018[:-4]}.csv": ONE_HOT})
+    with pytest.raises(InputError, match=r"leads outside the folder\. Nothing was unpacked"):
+        run_2018(server, tmp_path / "out", "labels")
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == [LABELS_2018]
+
+
+def test_labels_that_compress_well_are_unpacked(server: Server, tmp_path: Path) -> None:
+    header, row = ONE_HOT.splitlines(keepends=True)
+    content = header + row * 10_015
+    server.files[LABELS_2018] = labels_2018(content)
+    assert len(content) > download.EXPANSION * len(server.files[LABELS_2018])
+    run_2018(server, tmp_path, "labels")
+    assert (tmp_path / LABELS_2018[:-4] / f"{LABELS_2018[:-4]}.csv").read_bytes() == content
+
+
+def test_label_file_that_was_damaged_later_is_reported(server: Server, tmp_path: Path) -> None:
+    run_2018(server, tmp_path, "labels")
+    folder = tmp_path / LABELS_2018[:-4]
+    (folder / f"{folder.name}.csv").unlink()
+    with pytest.raises(InputError, match=f"No such file.*Delete {folder} and run the command again"):
+        run_2018(server, tmp_path, "labels")
+
+
+def test_archive_of_labels_needs_space_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = dict(zip(parts(ISIC_2018, tmp_path, ["train", "labels"]), (50, 10), strict=True))
+    for free in (109, 110):
+        usage = shutil._ntuple_diskusage(10**12, 0, free)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, usage=usage: usage)
+        with contextlib.nullcontext() if free == 110 else pytest.raises(InputError):
+            download.check_space(tmp_path, sizes, keep=True)
