@@ -4,10 +4,10 @@ ISIC 2018 task 3 is HAM10000 (10015 images, for training) and 1705 images for va
 licence is CC-BY-NC: non-commercial use, with attribution to Tschandl et al. 2018, Scientific Data 5:180161.
 
 Reads   the challenge's official archives, over the network
-Writes  --out, the official folders and CSVs (docs/data.md); both challenges fit in one folder
+Writes  --out, the official folders and CSVs (docs/data.md)
 
 Run     python download_data.py
-        python download_data.py --challenge 2018
+        python download_data.py --challenge 2018 --out data/isic2018
 Try     python download_data.py --only val
 Expect  the number of images, masks and labels of each split, and their MD5 sums (docs/data.md)
 """

@@ -1,6 +1,6 @@
 """Where images come from.
 
-isic: the official ISIC 2017 layout on disk. archives: the official archives of ISIC 2017 and ISIC 2018 task 3.
-download: fetches them. synthetic: generates dermoscopy images for the demo and the tests. May import melanoma.errors,
-classes and log.
+reader: reads a data set of any layout in `layouts` into the records of `records`; files lists what lies below a folder,
+csv_table reads tables, diagnoses gives classes. archives, download: the official archives. synthetic: generates
+dermoscopy images for the demo and the tests. May import melanoma.errors, classes and log.
 """

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from melanoma.classes import SPLITS
 from melanoma.errors import InputError
-from melanoma.sources import isic
+from melanoma.sources import csv_table
+from melanoma.sources.layouts import challenge_2017, challenge_one_hot
 
 import pandas as pd
 
@@ -29,26 +30,14 @@ MD5 = {
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> pd.DataFrame:
-    """Reads a CSV as text.
-
-    Args:
-        path: the file.
-        columns: names of the columns that it must have; it may have more.
-
-    Returns:
-        Its rows, without empty lines.
+    """The rows of a CSV that must have these columns.
 
     Raises:
         InputError: the file is missing, is not a CSV or lacks a column.
     """
-    try:
-        table = pd.read_csv(path, dtype=str).dropna(how="all")
-    except (ValueError, FileNotFoundError) as error:  # pandas' parser errors and bad encodings are ValueErrors
-        raise InputError(f"{path}: not a readable CSV ({error})") from None
-    missing = [column for column in columns if column not in table.columns]
-    if missing:
-        raise InputError(f"{path}: no column {', '.join(missing)}; it has {', '.join(table.columns)}")
-    return table
+    table = csv_table.read(path)
+    csv_table.require(table, columns)
+    return table.columns
 
 
 @dataclass(frozen=True)
@@ -79,12 +68,12 @@ CHALLENGES = {
     "2017": Challenge(
         title="ISIC 2017",
         url="https://isic-challenge-data.s3.amazonaws.com/2017/",
-        names=isic.OFFICIAL_NAMES,
-        counts=isic.OFFICIAL_COUNTS,
+        names=challenge_2017.NAMES,
+        counts=challenge_2017.COUNTS,
         files=(
-            Files("images", "ISIC-2017_{}_Data.zip", ".jpg"),
-            Files("masks", "ISIC-2017_{}_Part1_GroundTruth.zip", "_segmentation.png"),
-            Files("labels", "ISIC-2017_{}_Part3_GroundTruth.csv", read=isic.read_labels),
+            Files("images", f"{challenge_2017.IMAGE_FOLDER}.zip", ".jpg"),
+            Files("masks", f"{challenge_2017.MASK_FOLDER}.zip", "_segmentation.png"),
+            Files("labels", challenge_2017.LABEL_FILE, read=challenge_2017.read_labels),
         ),
         next_step="next: python segmentation_01_preprocessing.py --source {out} --check",
     ),
@@ -98,7 +87,7 @@ CHALLENGES = {
             Files(
                 "labels",
                 "ISIC2018_Task3_{}_GroundTruth.zip",
-                read=partial(read_rows, columns=("image", "MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")),
+                read=partial(read_rows, columns=("image", *challenge_one_hot.CODES["isic2018"])),
             ),
             Files(
                 "labels",

@@ -26,8 +26,8 @@ from typing import BinaryIO
 
 from melanoma.errors import InputError
 from melanoma.log import log, progress
-from melanoma.sources import isic
 from melanoma.sources.archives import MD5, Challenge, Part, parts
+from melanoma.sources.files import NO_IMAGES
 
 from tqdm import tqdm
 
@@ -264,7 +264,7 @@ def extract(part: Part) -> Counter[str]:
             check_members(part.file, members)
             for member in progress(members, f"unpacking {part.file.name}", len(members)):
                 name = PurePosixPath(member.filename).name
-                if isic.SUPERPIXELS in name:
+                if NO_IMAGES["superpixel files"].search(PurePosixPath(name).stem.lower()):
                     skipped["superpixel files"] += 1
                 elif name.startswith(".") or not name.endswith(part.files.suffix):
                     skipped["other files"] += 1

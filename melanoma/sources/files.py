@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +28,7 @@ NO_IMAGES = {
 HIDDEN_FOLDERS = {"__macosx"}
 SPLIT_WORD = re.compile(r"(?<![a-z])(train|val|test)(?:ing|id|idation)?(?![a-z])")
 
+NOT_IN_LAYOUT = "not in a folder of this layout"
 NOT_USED = "not used"  # in place of a split: the file belongs to no part of the layout
 
 SplitOf = Callable[[Path], str | None]  # from the path of a file, relative to the source, to its split or NOT_USED
@@ -166,7 +167,7 @@ def pair(files: Files, split_of: SplitOf) -> tuple[list[Pair], list[LeftOut]]:
     for path in files.images:
         split, of_mask = split_of(relative[path]), path in masks
         if split == NOT_USED:
-            left_out.append(LeftOut(str(relative[path]), "not in a folder of this layout"))
+            left_out.append(LeftOut(str(relative[path]), NOT_IN_LAYOUT))
             continue
         name = MASK_ENDING.sub("", path.stem.lower()) if of_mask else path.stem
         first = used[of_mask].setdefault((split, key(name)), path)
@@ -201,8 +202,7 @@ def _refuse_twins(first: Path, second: Path) -> None:
         raise InputError(f"two files have the same id: {first} and {second}; remove or rename one of them")
 
 
-def unused_folders(left_out: Sequence[LeftOut]) -> Iterator[str]:
-    """Lines that name the folders whose images belong to no part of the layout."""
-    folders = Counter(str(Path(one.name).parent) for one in left_out if one.reason == "not in a folder of this layout")
-    for folder, count in sorted(folders.items()):
-        yield f"folder not used: {folder} ({count} images)"
+def unused_folders(left_out: Sequence[LeftOut]) -> dict[str, int]:
+    """The folders whose images belong to no part of the layout, and how many these are."""
+    folders = Counter(str(Path(one.name).parent) for one in left_out if one.reason == NOT_IN_LAYOUT)
+    return dict(sorted(folders.items()))

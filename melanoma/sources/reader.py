@@ -1,5 +1,6 @@
 """Reads a data set of any known layout into records."""
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -37,6 +38,7 @@ LAYOUTS = {  # by name; the first that is recognised is used
         image_folder.LAYOUT,
     )
 }
+LOOK_ALIKE = re.compile(r"is(ic|bi)[-_ ]?201[67]")  # in the name of a folder that is not one of the challenge's
 NO_CLASS = "no class"  # start of the reason for leaving out an image whose diagnosis has no class
 
 
@@ -64,8 +66,13 @@ def read(path: Path, layout: str | None = None, keep_others: bool = False) -> So
     source = Source(path, chosen.title, splits, problems, left_out)
     if not source.records:
         raise InputError(f"{path}: read as {chosen.title}, but no image can be used: {_reasons(left_out)}")
-    warnings = [*_unused_rows(reading.unused_rows), *unused_folders(left_out)]
-    remarks = [*reading.remarks, *_broad_diagnoses(reading.entries), *_skipped(files)]
+    unused = {
+        f"folder not used: {folder} ({count} images)": folder for folder, count in unused_folders(left_out).items()
+    }
+    look_alikes = [line for line, folder in unused.items() if LOOK_ALIKE.search(folder.lower())]
+    warnings = [*_unused_rows(reading.unused_rows), *look_alikes]
+    others = [line for line in unused if line not in look_alikes]
+    remarks = [*reading.remarks, *_broad_diagnoses(reading.entries), *_skipped(files), *others]
     return replace(source, warnings=warnings, remarks=remarks)
 
 
@@ -133,7 +140,13 @@ def read_all(path: Path, extra: Sequence[Path], layout: str | None, keep_others:
         extra: folders or CSVs.
         layout: of the first, see `read`.
         keep_others: see `read`.
+
+    Raises:
+        InputError: see `read`; or an extra data set is the first one.
     """
+    for other in extra:
+        if other.resolve() == path.resolve():
+            raise InputError(f"--extra {other}: this is --source itself")
     sources = [read(path, layout, keep_others)]
     known = {record.id for record in sources[0].records}
     for other in extra:

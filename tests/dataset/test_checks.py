@@ -10,9 +10,9 @@ from pathlib import Path
 
 from melanoma.dataset import checks, decode
 from melanoma.dataset.cache import Cache
+from melanoma.dataset.splits import OFFICIAL, Division
 from melanoma.dataset.workers import Workers
 from melanoma.errors import InputError
-from melanoma.dataset.splits import OFFICIAL, Division
 from melanoma.sources import reader
 from melanoma.sources.layouts import challenge_2017
 from melanoma.sources.records import Record
@@ -309,7 +309,9 @@ def add_duplicate(record: Record, folder: Path) -> None:
     with Image.open(record.mask) as mask:
         smaller = mask.resize((96, 72), Image.Resampling.NEAREST)
         smaller.save(challenge_2017.mask_folder(folder, "train") / f"{DUPLICATE}_segmentation.png")
-    image_of(record).resize((96, 72)).save(challenge_2017.image_folder(folder, "train") / f"{DUPLICATE}.jpg", quality=60)
+    image_of(record).resize((96, 72)).save(
+        challenge_2017.image_folder(folder, "train") / f"{DUPLICATE}.jpg", quality=60
+    )
     with challenge_2017.label_file(folder, "train").open("a") as stream:
         stream.write(f"{DUPLICATE},0.0,0.0\n")
 

@@ -10,10 +10,10 @@ from melanoma.classes import TASKS
 from melanoma.dataset import splits
 from melanoma.dataset.splits import UNLABELLED, Member, assign_folds, divide_2018, interleave, rows_to_copy
 from melanoma.errors import InputError
-from melanoma.sources.isic import Record
 
 import numpy as np
 import pytest
+from melanoma.sources.isic import Record
 
 
 def fake_records(counts: dict[str, tuple[int, int, int]]) -> dict[str, list[Record]]:

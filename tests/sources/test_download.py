@@ -24,8 +24,9 @@ from melanoma.classes import MELANOMA
 from melanoma.cli import locking
 from melanoma.cli import run as cli
 from melanoma.errors import InputError
-from melanoma.sources import archives, download, isic
+from melanoma.sources import archives, download
 from melanoma.sources.archives import CHALLENGES, parts
+from melanoma.sources.layouts import challenge_2017
 
 import numpy as np
 import pytest
@@ -189,7 +190,7 @@ def test_split_is_downloaded_unpacked_and_counted(
     run(server, tmp_path, "--only", "val")
     check_images(tmp_path)
     assert len(list((tmp_path / MASKS.removesuffix(".zip")).iterdir())) == 3
-    assert isic.read_labels(tmp_path / LABELS) == {"ISIC_0000000": MELANOMA}
+    assert challenge_2017.read_labels(tmp_path / LABELS) == {"ISIC_0000000": MELANOMA}
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([FOLDER, MASKS.removesuffix(".zip"), LABELS])
     assert f"{ARCHIVE}: 3 superpixel files skipped" in caplog.messages
     assert f"{ARCHIVE}: 1 other files skipped" in caplog.messages
@@ -594,7 +595,10 @@ def test_every_official_file_of_isic_2018_task_3_is_downloaded(tmp_path: Path) -
 
 
 def test_isic_2017_is_downloaded_into_the_layout_that_is_read(tmp_path: Path) -> None:
-    read = [place(tmp_path, "test") for place in (isic.image_folder, isic.mask_folder, isic.label_file)]
+    read = [
+        place(tmp_path, "test")
+        for place in (challenge_2017.image_folder, challenge_2017.mask_folder, challenge_2017.label_file)
+    ]
     assert [part.target for part in parts(ISIC_2017, tmp_path, ["test"])] == read
 
 
@@ -626,8 +630,8 @@ def test_masks_of_isic_2018_are_refused(server: Server, tmp_path: Path, only: li
 @pytest.mark.parametrize(
     ("name", "content", "column"),
     [
-        (LABELS_2018, labels_2018(ONE_HOT.replace(b"NV", b"nevus")), "NV"),
-        (LABELS_2018, labels_2018(b"<html>"), "image, MEL, NV, BCC, AKIEC, BKL, DF, VASC"),
+        (LABELS_2018, labels_2018(ONE_HOT.replace(b"NV", b"nevus")), "nv"),
+        (LABELS_2018, labels_2018(b"<html>"), "image, mel, nv, bcc, bkl, df, vasc, akiec"),
         (LESIONS_2018, b"image,lesion\nISIC_0024306,HAM_0000550\n", "lesion_id, diagnosis_confirm_type"),
     ],
 )
@@ -646,7 +650,7 @@ def test_csv_of_isic_2018_without_its_columns_is_deleted(
 
 def test_label_archive_without_its_csv_is_deleted(server: Server, tmp_path: Path) -> None:
     server.files[LABELS_2018] = archive({"other.csv": ONE_HOT})
-    with pytest.raises(InputError, match=r"not a readable CSV .*No such file.* was deleted"):
+    with pytest.raises(InputError, match=r"no such file.* was deleted"):
         run_2018(server, tmp_path, "labels")
     assert list(tmp_path.iterdir()) == []
 
@@ -671,7 +675,7 @@ def test_label_file_that_was_damaged_later_is_reported(server: Server, tmp_path:
     run_2018(server, tmp_path, "labels")
     folder = tmp_path / LABELS_2018[:-4]
     (folder / f"{folder.name}.csv").unlink()
-    with pytest.raises(InputError, match=f"No such file.*Delete {folder} and run the command again"):
+    with pytest.raises(InputError, match=f"no such file.*Delete {folder} and run the command again"):
         run_2018(server, tmp_path, "labels")
 
 
