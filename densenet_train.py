@@ -1,6 +1,6 @@
 """Step 4 of 5: train DenseNet121, or another backbone, to classify nevus, melanoma and seborrheic keratosis.
 
-Reads   data/arrays/{train,val,test}_{ids,labels,source,groups}.npy  from step 1
+Reads   data/arrays/{train,val,test}_{ids,source,groups,labels}.npy  from step 1
         data/arrays/{train,val,test}_roi.npy                from step 3
         pretrained/classifier{member}.weights.h5            with --pretrained
         pretrained/classifier.json                          with --pretrained

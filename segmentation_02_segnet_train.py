@@ -1,8 +1,9 @@
 """Step 2 of 5: train a network to segment the lesion, then predict its mask in every image.
 
-Reads   data/arrays/{train,val,test}_{ids,images,masks,has_mask}.npy  from step 1
-        data/arrays/{train,val,test}_{source,groups,labels}.npy  from step 1
-        pretrained/segnet.weights.h5, segnet.json                    with --pretrained
+Reads   data/arrays/{train,val,test}_{ids,images,masks}.npy   from step 1
+        data/arrays/{train,val,test}_{has_mask,source}.npy    from step 1
+        data/arrays/{train,val,test}_{groups,labels}.npy      from step 1
+        pretrained/segnet.weights.h5, segnet.json             with --pretrained
 Writes  data/weights/segnet{member}.weights.h5                weights of the best epoch, of each fold
         data/weights/segnet.json                              network design, threshold, training history
         data/arrays/{train,val,test}_predicted.npy            uint8 (N, S, S, 1), {0, 1}

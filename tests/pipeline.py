@@ -5,7 +5,7 @@ import importlib
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -72,6 +72,13 @@ def run_all(source: Path, folder: Path, train: str) -> None:
 def copy(folder: Path, to: Path) -> Path:
     """Copies a chain."""
     return shutil.copytree(folder, to, dirs_exist_ok=True)
+
+
+def save_rows(folder: Path, split: str, source: Sequence[int]) -> None:
+    """Saves ids, source and groups of images and augmented copies; every image is a group of its own."""
+    ids, rows = np.array([f"{split}{row}" for row in source]), np.array(source, np.int64)
+    for name, values in (("ids", ids), ("source", rows), ("groups", rows)):
+        Store(folder, contract.PREPROCESSING, {}).save(name, values, split=split)
 
 
 def use_true_masks(folder: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from melanoma.artifacts import contract
 from melanoma.classes import SPLITS
 from melanoma.dataset import decode
-from melanoma.dataset.splits import is_original
+from melanoma.dataset.splits import are_original
 from melanoma.sources import isic
 
 import dask_cluster
@@ -83,8 +83,8 @@ def test_truncated_image_stops_the_run_or_is_left_out(
     assert f"1 images cannot be used: {record.id}." in capsys.readouterr().err
     assert array_bytes(tmp_path) == before
     assert preprocess("--copies", "1", "--skip-bad") == 0
-    ids = reader(preprocessed).load("ids", split="train").tolist()
-    rows = [row for row, name in enumerate(ids) if name != record.id and is_original(name)]
+    ids, source = (reader(preprocessed).load(name, split="train") for name in ("ids", "source"))
+    rows = np.flatnonzero(are_original(source) & (ids != record.id))
     for name in ("ids", "images", "masks", "labels"):
         found, expected = (reader(folder).load(name, split="train") for folder in (tmp_path, preprocessed))
         assert np.array_equal(found, expected[rows])

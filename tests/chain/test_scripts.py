@@ -1,5 +1,6 @@
 """The five scripts one after another: the files they leave, wrong order, stale arrays, splits without labels."""
 
+import dataclasses
 import json
 import os
 import runpy
@@ -10,9 +11,9 @@ from pathlib import Path
 
 from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
-from melanoma.classes import CLASSES, KERATOSIS, MELANOMA, SPLITS, TASKS
+from melanoma.classes import CLASSES, KERATOSIS, MELANOMA, NEVUS, SPLITS, TASKS
 from melanoma.dataset.roi import region_of_interest
-from melanoma.dataset.splits import divide_2018, original_id
+from melanoma.dataset.splits import UNLABELLED, are_original, divide_2018
 from melanoma.metrics import classification
 from melanoma.sources import isic
 
@@ -159,8 +160,7 @@ def test_labels_belong_to_their_ids(finished: Path, source: Path) -> None:
     store = reader(finished)
     for split in SPLITS:
         truth = isic.read_labels(isic.label_file(source, split))
-        ids = [original_id(row_id) for row_id in store.load("ids", split=split).tolist()]
-        assert [truth[name] for name in ids] == store.load("labels", split=split).tolist()
+        assert [truth[name] for name in store.load("ids", split=split)] == store.load("labels", split=split).tolist()
 
 
 def assert_regions(folder: Path, roi: str) -> None:
@@ -311,7 +311,7 @@ def test_split_that_lost_its_labels_is_predicted_but_not_evaluated(own_source: P
     assert (graphics / "roc_test.png").is_file()
     pipeline.preprocess(own_source, own_chain)
     store = reader(own_chain)
-    for name in ("labels", "masks"):
+    for name in ("labels", "masks", "has_mask"):
         assert not store.has(name, split="test") and not store.path(name, split="test").exists()
     pipeline.segment(own_chain)
     pipeline.run(contract.ROI, own_chain)
@@ -321,6 +321,78 @@ def test_split_that_lost_its_labels_is_predicted_but_not_evaluated(own_source: P
     assert table["image_id"].tolist() == store.load("ids", split="test").tolist()
     assert set(metrics(own_chain)) == set(mask_metrics(own_chain)) == {"val"}
     assert not list(graphics.glob("*_test.png"))
+
+
+def rename(source: Path, split: str, record: isic.Record, name: str) -> None:
+    """Gives an image, its mask and its label another id."""
+    assert record.mask
+    record.image.rename(record.image.with_stem(name))
+    record.mask.rename(record.mask.with_stem(f"{name}_segmentation"))
+    table = isic.label_file(source, split)
+    table.write_text(table.read_text().replace(record.id, name))
+
+
+@pytest.fixture(scope="module")
+def incomplete(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[isic.Record]], Path]:
+    """The records of a source, and a finished cross-validation on them; read only.
+
+    In each split two images are named mole and mole_copy, three have no label and two others no mask.
+    """
+    changed = shutil.copytree(source, tmp_path_factory.mktemp("incomplete") / "source")
+    for split, records in isic.read_source(changed).records.items():
+        for record, name in zip(records, ("mole", "mole_copy"), strict=False):
+            rename(changed, split, record, f"{split}_{name}")
+    contents = isic.read_source(changed)
+    for records in contents.records.values():
+        nevi = [row for row, record in enumerate(records) if record.label == NEVUS]
+        for row in nevi[:3]:
+            records[row] = dataclasses.replace(records[row], label=None)
+        for row in nevi[-2:]:
+            records[row] = dataclasses.replace(records[row], mask=None)
+    folder = changed.parent
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(isic, "read_source", lambda _: contents)
+        pipeline.preprocess(changed, folder)
+    pipeline.segment(folder, "--folds", "2")
+    pipeline.run(contract.ROI, folder)
+    pipeline.classify(folder, "--train", "head", "--folds", "2")
+    pipeline.run(contract.EVALUATION, folder)
+    return contents.records, folder
+
+
+def test_images_without_label_or_mask_and_of_any_name_are_predicted(
+    incomplete: tuple[dict[str, list[isic.Record]], Path],
+) -> None:
+    for split, records in incomplete[0].items():
+        table = pd.read_csv(incomplete[1] / "graphics" / f"predictions_{split}.csv")
+        ids = table["image_id"].tolist()
+        assert sorted(ids) == [record.id for record in records] and f"{split}_mole_copy" in ids
+        store = reader(incomplete[1])
+        originals = are_original(store.load("source", split=split))
+        probabilities = store.load("probabilities", split=split)[originals]
+        assert np.allclose(table[["melanoma", "seborrheic_keratosis"]], probabilities[:, list(TASKS)], atol=1e-6)
+        assert store.load("ids", split=split)[originals].tolist() == ids
+
+
+def test_only_images_with_label_and_mask_are_evaluated(
+    incomplete: tuple[dict[str, list[isic.Record]], Path],
+) -> None:
+    for split, records in incomplete[0].items():
+        scored = metrics(incomplete[1])[split]
+        assert scored["n"] == sum(scored["of_each_class"].values()) == len(records) - 3
+        assert mask_metrics(incomplete[1])[split]["n"] == len(records) - 2
+
+
+def test_rows_without_label_or_mask_are_those_of_the_source(
+    incomplete: tuple[dict[str, list[isic.Record]], Path],
+) -> None:
+    for split, records in incomplete[0].items():
+        store, of_id = reader(incomplete[1]), {record.id: record for record in records}
+        arrays = (store.load(name, split=split).tolist() for name in ("ids", "labels", "has_mask"))
+        for name, label, has_mask in zip(*arrays, strict=True):
+            record = of_id[name]
+            assert label == (UNLABELLED if record.label is None else record.label)
+            assert has_mask == (record.mask is not None)
 
 
 # -------------------------------------------------------------------------------------------- settings of preprocessing

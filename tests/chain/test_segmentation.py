@@ -38,8 +38,8 @@ def report(folder: Path) -> dict[str, Any]:
 def test_masks_of_a_cross_validation_are_out_of_fold_on_train_and_a_mean_elsewhere(own_chain: Path) -> None:
     pipeline.segment(own_chain, "--folds", "2", "--no-clean", "--threshold", "0.5")
     store = reader(own_chain)
-    ids = store.load("ids", split="train").tolist()
-    fold_of_row = assign_folds(ids, np.array(store.load("labels", split="train")), 2, seed=0)
+    source, groups, labels = (store.load(name, split="train") for name in ("source", "groups", "labels"))
+    fold_of_row = assign_folds(source, groups, labels, 2, seed=0)
     models = [network(own_chain, member) for member in ("_fold1", "_fold2")]
     for split in ("train", "val"):
         images = store.load("images", split=split)
@@ -50,7 +50,7 @@ def test_masks_of_a_cross_validation_are_out_of_fold_on_train_and_a_mean_elsewhe
         predicted = store.load("predicted", split=split)
         assert (postprocess.segment(expected, 0.5, False) == predicted).mean() > 0.999
         assert (postprocess.segment(seen, 0.5, False) == predicted).mean() < 0.99
-    originals = are_original(ids)
+    originals = are_original(source)
     truth, predicted = (store.load(name, split="train")[originals] for name in ("masks", "predicted"))
     scored = report(own_chain)["splits"]["train"]
     assert scored["n"] == pipeline.COUNTS["train"]

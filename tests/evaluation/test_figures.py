@@ -4,12 +4,14 @@ from pathlib import Path
 
 from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
+from melanoma.dataset.splits import UNLABELLED
 from melanoma.errors import InputError
 from melanoma.evaluation import figures, plots
 from melanoma.evaluation.scoring import System
 
 import numpy as np
 import pandas as pd
+import pipeline
 import pytest
 from PIL import Image
 
@@ -67,6 +69,64 @@ def test_figure_of_regions_needs_no_labels(finished: Path, tmp_path: Path, monke
     monkeypatch.setattr(store, "has", lambda name, **_: name != "labels")
     figures.draw_roi(store, "val", "crop", tmp_path / "roi.png")
     assert (tmp_path / "roi.png").is_file()
+
+
+@pytest.fixture
+def partly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Store, list[list[list[plots.Tile]]]]:
+    """Arrays of images of which some have no mask or no label, and the grids of images that are drawn."""
+    grids: list[list[list[plots.Tile]]] = []
+    monkeypatch.setattr(plots, "image_grid", lambda _, tiles, title: grids.append(tiles))
+    store, source = Store(tmp_path, contract.PREPROCESSING, {}), [0, 1, 2, 3, 1, 2]
+    has_mask, pixels = np.array([True, False, True, True, False, True]), np.zeros((6, 8, 8, 3), np.uint8)
+    masks = np.broadcast_to(has_mask[:, None, None, None], (6, 8, 8, 1)).astype(np.uint8)
+    pixels[:] = np.arange(6)[:, None, None, None]  # the number of the row
+    for split in ("train", "val"):
+        pipeline.save_rows(tmp_path, split, source)
+        labels = np.array([0, 1, 2, UNLABELLED, 1, 2], np.int8)
+        arrays = {"labels": labels, "has_mask": has_mask, "masks": masks, "images": pixels}
+        for name, array in arrays.items():
+            store.save(name, array, split=split)
+        Store(tmp_path, contract.SEGNET, {}).save("predicted", masks, split=split)
+        Store(tmp_path, contract.ROI, {}).save("roi", pixels, split=split)
+    return Store(tmp_path, contract.EVALUATION, {}), grids
+
+
+def test_figure_of_copies_shows_them_beside_their_original_with_contours_of_masks_only(
+    partly: tuple[Store, list[list[list[plots.Tile]]]], tmp_path: Path
+) -> None:
+    store, grids = partly
+    figures.draw_copies(store, tmp_path / "a.png")
+    (grid,) = grids
+    assert [[int(tile.image[0, 0, 0]) for tile in row] for row in grid] == [[1, 4], [2, 5]]
+    assert [[tile.truth is not None for tile in row] for row in grid] == [[False, False], [True, True]]
+
+
+def test_figures_of_masks_show_images_that_have_one(
+    partly: tuple[Store, list[list[list[plots.Tile]]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, grids = partly
+    figures.draw_overlays(store, tmp_path / "a.png")
+    assert {int(tile.image[0, 0, 0]) for row in grids[0] for tile in row} == {0, 2, 3}
+    drawn: list[dict[str, np.ndarray]] = []
+    monkeypatch.setattr(plots, "jaccard", lambda path, area, values, groups, title: drawn.append(groups))
+    figures.draw_jaccard(store, tmp_path / "b.png")
+    (groups,) = drawn
+    assert {name: rows.tolist() for name, rows in groups.items()} == {
+        "benign nevus": [True, False, False],
+        "seborrheic keratosis": [False, True, False],
+        "no label": [False, False, True],
+    }
+
+
+def test_figure_of_regions_shows_images_without_label_apart(
+    partly: tuple[Store, list[list[list[plots.Tile]]]], tmp_path: Path
+) -> None:
+    store, grids = partly
+    figures.draw_roi(store, "val", "crop", tmp_path / "a.png")
+    assert [row[0].title.splitlines()[0] for row in grids[0]] == [
+        *("benign nevus", "melanoma", "seborrheic keratosis", "no label")
+    ]
+    assert [int(row[0].image[0, 0, 0]) for row in grids[0]] == [0, 1, 2, 3]
 
 
 def test_old_files_of_every_split_are_removed_and_others_kept(tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from melanoma.artifacts import contract
 from melanoma.classes import CLASSES, TASKS
 from melanoma.dataset import roi
-from melanoma.evaluation import occlusion
+from melanoma.evaluation import occlusion, scoring
 from melanoma.models import classifier
 
 import keras
@@ -115,6 +116,23 @@ def test_script_runs_the_occlusion_test_and_removes_its_figures_next_time(own_ch
 
 def test_split_without_usable_masks_is_skipped(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(occlusion, "rows_with_lesion", lambda *_: np.zeros(0, int))
-    labels = {split: np.array(pipeline.reader(finished).load("labels", split=split)) for split in ("val", "test")}
-    assert occlusion.evaluate(pipeline.reader(finished), pipeline.BACKBONE, labels, tmp_path, 0) == {}
+    images = scoring.load_images(pipeline.reader(finished))
+    assert occlusion.evaluate(pipeline.reader(finished), pipeline.BACKBONE, images, tmp_path, 0) == {}
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_images_that_are_evaluated_and_have_a_lesion_are_occluded(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: Any) -> None:
+        given.extend(arguments[-2:])
+        raise KeyboardInterrupt
+
+    given: list[np.ndarray] = []
+    images = scoring.Images({}, {"val": np.array([1, 2, 5])}, {"val": np.array([0, 1, 2])})
+    monkeypatch.setattr(occlusion, "rows_with_lesion", lambda *_: np.array([0, 2, 5]))
+    monkeypatch.setattr(occlusion, "predict_variants", stop)
+    with pytest.raises(KeyboardInterrupt):
+        occlusion.evaluate(pipeline.reader(finished), pipeline.BACKBONE, images, tmp_path, 0)
+    rows, labels = given
+    assert rows.tolist() == [2, 5] and labels.tolist() == [1, 2]

@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 from melanoma.artifacts import contract
+from melanoma.artifacts.store import Store
 from melanoma.classes import CLASSES, KERATOSIS, MELANOMA, SPLITS
+from melanoma.dataset.splits import UNLABELLED
 from melanoma.errors import InputError, StageError
 from melanoma.evaluation import report, scoring
 from melanoma.metrics import segmentation
@@ -84,13 +86,70 @@ def test_metrics_of_a_subgroup_are_of_melanoma_at_the_threshold() -> None:
 def test_masks_are_scored_on_originals_only(finished: Path) -> None:
     store = reader(finished)
     scored = scoring.score_masks(store, "train", seed=0)
-    count = pipeline.COUNTS["train"]  # the originals come before their copies
+    count = pipeline.COUNTS["train"]  # the originals come first
     masks, predicted = store.load("masks", split="train"), store.load("predicted", split="train")
     assert scored["n"] == count < len(masks)
     expected = segmentation.per_image(masks[:count], predicted[:count])
     assert scored["metrics"] == pytest.approx({name: values.mean() for name, values in expected.items()})
     for name, (low, high) in scored["intervals"].items():
         assert low <= scored["metrics"][name] <= high
+
+
+@pytest.fixture
+def partly(tmp_path: Path) -> Path:
+    """Four images of train and a copy of the second, which has no label; the third has no mask."""
+    pipeline.save_rows(tmp_path / "data", "train", [0, 1, 2, 3, 1])
+    masks = np.zeros((5, 4, 4, 1), np.uint8)
+    masks[:, :2] = 1
+    step1, labels = Store(tmp_path / "data", contract.PREPROCESSING, {}), [0, UNLABELLED, 1, 2, UNLABELLED]
+    step1.save("labels", np.array(labels, np.int8), split="train")
+    step1.save("has_mask", np.array([True, True, False, True, True]), split="train")
+    step1.save("masks", masks * np.array([1, 1, 0, 1, 1], np.uint8)[:, None, None, None], split="train")
+    Store(tmp_path / "data", contract.SEGNET, {}).save("predicted", masks, split="train")
+    classifier = Store(tmp_path / "data", contract.CLASSIFIER, {"backbone": "a", "pretrained": False})
+    classifier.save("probabilities", np.eye(5, 3, dtype=np.float32), split="train")
+    return tmp_path
+
+
+def test_images_without_label_are_not_evaluated_but_listed(partly: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    images = scoring.load_images(reader(partly))
+    assert images.ids == {"train": ["train0", "train2", "train3"]}
+    assert images.labels["train"].tolist() == [0, 1, 2]
+    assert "train: 1 of 4 images are predicted, but not evaluated: no label" in caplog.text
+    ids, probabilities = scoring.load_predictions(reader(partly), images, "train")
+    assert ids == ["train0", "train1", "train2", "train3"]
+    assert np.array_equal(probabilities, np.eye(4, 3))
+    system = scoring.load_classifier(reader(partly), images)
+    assert system and np.array_equal(system.probabilities["train"], np.eye(4, 3)[[0, 2, 3]])
+
+
+def test_submitted_predictions_cover_images_without_label_too(partly: Path) -> None:
+    table = partly / "other.csv"
+    table.write_text("".join(f"train{row},0.{row},0\n" for row in range(4)))
+    images = scoring.load_images(reader(partly))
+    (system,) = scoring.load_submissions([table], images)
+    assert system.probabilities["train"][:, MELANOMA].tolist() == [0, 0.2, 0.3]
+
+
+@pytest.mark.parametrize(("limit", "evaluated"), [(1, [0]), (2, [0]), (3, [0, 2]), (5, [0, 2, 3])])
+def test_limit_counts_images_without_label(limit: int, evaluated: list[int], partly: Path) -> None:
+    store = Store(partly / "data", contract.EVALUATION, {"limit": limit})
+    images = scoring.load_images(store)
+    assert images.rows["train"].tolist() == evaluated and len(images.all_ids["train"]) == 4
+    assert len(scoring.load_predictions(store, images, "train")[0]) == min(limit, 4)
+
+
+def test_split_of_which_no_image_has_a_label_is_predicted_only(partly: Path) -> None:
+    step1 = Store(partly / "data", contract.PREPROCESSING, {})
+    step1.save("labels", np.full(5, UNLABELLED, np.int8), split="train")
+    images = scoring.load_images(reader(partly))
+    assert images.labels == {} and images.rows["train"].tolist() == [0, 1, 2, 3]
+
+
+def test_masks_are_scored_where_there_is_a_true_one(partly: Path) -> None:
+    scored = scoring.score_masks(reader(partly), "train", seed=0)
+    assert scored["n"] == 3 and scored["metrics"]["jaccard"] == 1
 
 
 @pytest.mark.usefixtures("logging_restored")

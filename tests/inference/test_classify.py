@@ -5,18 +5,15 @@ from typing import Any
 
 from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
-from melanoma.dataset.splits import COPY_SUFFIX
+from melanoma.dataset.splits import UNLABELLED
 from melanoma.errors import StageError
 from melanoma.inference import calibration, classify
 
 import numpy as np
 import pytest
+from pipeline import save_rows
 
-IDS = {
-    "train": ["a", "b", "c", "d", f"b{COPY_SUFFIX}1", f"d{COPY_SUFFIX}1"],
-    "val": ["e", "f", "g"],
-    "test": ["h", "i"],
-}
+SOURCE = {"train": [0, 1, 2, 3, 1, 3], "val": [0, 1, 2], "test": [0, 1]}
 LABELS = {"train": [0, 1, 2, 0, 1, 0], "val": [0, 1, 2]}
 FOLDS = np.array([0, 1, 0, 1, 1, 1])  # of the rows of train
 
@@ -38,13 +35,13 @@ class FakeEnsemble:
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
     """The image of row n has brightness 10 (n + 1), except for copies, which are black."""
-    for split, ids in IDS.items():
+    for split, source in SOURCE.items():
         step1, step3 = Store(tmp_path, contract.PREPROCESSING, {}), Store(tmp_path, contract.ROI, {"roi": "crop"})
-        step1.save("ids", np.array(ids), split=split)
+        save_rows(tmp_path, split, source)
         if split in LABELS:
             step1.save("labels", np.array(LABELS[split], np.int8), split=split)
-        brightness = [0 if COPY_SUFFIX in name else 10 * (row + 1) for row, name in enumerate(ids)]
-        images = np.zeros((len(ids), 4, 4, 3), np.uint8) + np.array(brightness, np.uint8)[:, None, None, None]
+        brightness = [10 * (row + 1) if row == original else 0 for row, original in enumerate(source)]
+        images = np.zeros((len(source), 4, 4, 3), np.uint8) + np.array(brightness, np.uint8)[:, None, None, None]
         step3.save("roi", images, split=split)
     return Store(tmp_path, contract.CLASSIFIER, {})
 
@@ -79,6 +76,16 @@ def test_calibration_is_fitted_on_originals_of_train_if_they_were_predicted_or_e
     rows = slice(4) if split == "train" else slice(3)
     expected = calibration.fit(np.array(LABELS[split])[rows], found[split][rows])
     assert classify.calibrate(store, found) == expected != calibration.IDENTITY
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_calibration_is_fitted_on_labelled_images_only(split: str, store: Store) -> None:
+    found, _ = predict(store, FOLDS[:, None] == np.arange(2) if split == "train" else None)
+    labels = np.array(LABELS[split], np.int8)
+    labels[0] = UNLABELLED
+    Store(store.data, contract.PREPROCESSING, {}).save("labels", labels, split=split)
+    rows = slice(1, 4) if split == "train" else slice(1, 3)
+    assert classify.calibrate(store, found) == calibration.fit(labels[rows], found[split][rows])
 
 
 def test_without_labels_probabilities_are_not_calibrated(store: Store) -> None:

@@ -10,6 +10,7 @@ from melanoma.inference.segment import MaskOptions
 import keras
 import numpy as np
 import pytest
+from pipeline import save_rows
 
 SIZE = 8  # pixels
 OPTIONS = MaskOptions(tta=False, clean=False, batch_size=4)
@@ -28,9 +29,10 @@ def store(tmp_path: Path) -> Store:
     masks[:, 2:6, 2:6] = 1
     for split in ("train", "val"):
         store = Store(tmp_path, contract.PREPROCESSING, {})
-        store.save("ids", np.array(list("abcd")), split=split)
+        save_rows(tmp_path, split, range(4))
         store.save("images", np.where(masks, 100, 50).repeat(3, axis=3).astype(np.uint8), split=split)
     store.save("masks", masks, split="val")
+    store.save("has_mask", np.ones(4, bool), split="val")
     return Store(tmp_path, contract.SEGNET, {})
 
 
@@ -49,6 +51,17 @@ def test_threshold_with_the_best_masks_of_validation_is_chosen(store: Store) -> 
 def test_without_validation_masks_the_default_threshold_is_used(store: Store) -> None:
     store.remove("masks", split="val")
     assert segment.choose_threshold(store, [network(1.0)], OPTIONS) == (postprocess.DEFAULT_THRESHOLD, {})
+
+
+def test_threshold_is_chosen_on_images_that_have_a_mask(store: Store) -> None:
+    """Empty masks of the others would make a threshold the best that finds nothing."""
+    step1, has_mask = Store(store.data, contract.PREPROCESSING, {}), np.array([False, True, False, False])
+    masks = np.array(step1.load("masks", split="val")) * has_mask[:, None, None, None].astype(np.uint8)
+    step1.save("masks", masks, split="val")
+    step1.save("has_mask", has_mask, split="val")
+    threshold, report = segment.choose_threshold(store, [network(1.0)], OPTIONS)
+    assert threshold == pytest.approx(0.2)
+    assert max(row["jaccard"] for row in report["effects_on_validation"]) == 1
 
 
 def test_masks_of_train_are_out_of_fold_and_those_of_other_splits_a_mean(store: Store) -> None:

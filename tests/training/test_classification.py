@@ -7,21 +7,18 @@ from typing import Any
 from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
 from melanoma.classes import CLASSES
-from melanoma.dataset.splits import COPY_SUFFIX
+from melanoma.dataset.splits import UNLABELLED
 from melanoma.errors import InputError, StageError
-from melanoma.training import classification, distributed
+from melanoma.training import classification, distributed, loop
 from melanoma.training.classification import ClassifierSettings, ClassifierTrainer
 
 import numpy as np
 import pytest
 import toy_training
-from pipeline import BACKBONE
+from pipeline import BACKBONE, save_rows
 
 SIZE = 16  # pixels
-IDS = {
-    "train": [*(f"image{number}" for number in range(9)), f"image1{COPY_SUFFIX}1", f"image4{COPY_SUFFIX}1"],
-    "val": [f"image{number}" for number in range(10, 16)],
-}
+SOURCE = {"train": [*range(9), 1, 4], "val": [*range(6)]}  # the last two rows of train are augmented copies
 SETTINGS: dict[str, Any] = {
     "backbone": BACKBONE,
     "weights": "none",
@@ -52,12 +49,12 @@ def trainer(folder: Path, devices: distributed.Devices = distributed.ONE, **chan
 def folder(tmp_path: Path) -> Path:
     """Regions of interest of train, with two augmented copies, and of validation."""
     rng = np.random.default_rng(0)
-    for split, ids in IDS.items():
+    for split, source in SOURCE.items():
         step1, step3 = (Store(tmp_path, script, {}) for script in (contract.PREPROCESSING, contract.ROI))
-        labels = np.arange(len(ids), dtype=np.int8) % 3
-        step1.save("ids", np.array(ids), split=split)
+        labels = np.array(source, np.int8) % 3
+        save_rows(tmp_path, split, source)
         step1.save("labels", labels, split=split)
-        brightness = 60 * labels[:, None, None, None] + rng.integers(0, 60, (len(ids), SIZE, SIZE, 3))
+        brightness = 60 * labels[:, None, None, None] + rng.integers(0, 60, (len(source), SIZE, SIZE, 3))
         step3.save("roi", brightness.astype(np.uint8), split=split)
     return tmp_path
 
@@ -73,6 +70,69 @@ def test_weights_of_rare_classes_are_inverse_to_their_number_among_the_rows() ->
 def test_class_without_training_images_is_named() -> None:
     with pytest.raises(InputError, match=f"no {CLASSES[1]} and no {CLASSES[2]} among 2 training images"):
         classification.class_weights(np.array([0, 0, 1, 2]), np.array([0, 1]))
+
+
+def test_unlabelled_rows_weigh_nothing_and_have_no_class() -> None:
+    labels = np.array([0, UNLABELLED, 1, 2])
+    assert classification.class_weights(labels, np.array([0, 2, 3])).tolist() == [1, 0, 1, 1]
+    assert classification.one_hot(labels).tolist() == [[1, 0, 0], [0, 0, 0], [0, 1, 0], [0, 0, 1]]
+
+
+def unlabel(folder: Path, split: str, rows: list[int]) -> None:
+    """Removes the labels of some rows."""
+    store = Store(folder, contract.PREPROCESSING, {})
+    labels = np.array(store.load("labels", split=split))
+    labels[rows] = UNLABELLED
+    store.save("labels", labels, split=split)
+
+
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[tuple[set[int], list[int]]]:
+    """The rows of train and validation of every training that follows; nothing is learned."""
+    rows = []
+
+    def note_rows(network: Any, train: Any, validation: Any, *_: Any) -> loop.TrainingResult:
+        rows.append((set(train.rows.tolist()), validation.rows.tolist()))
+        return loop.TrainingResult({}, 1, 0.5, [0.0])
+
+    features = {split: np.zeros((len(source), 8), np.float32) for split, source in SOURCE.items()}
+    monkeypatch.setattr(ClassifierTrainer, "_features", lambda *_: features)
+    monkeypatch.setattr(classification.loop, "fit", note_rows)
+    return rows
+
+
+@pytest.mark.parametrize("balance", ["copies", "sampling"])
+def test_images_without_label_are_left_out_of_training_and_validation(
+    balance: str, used: list[tuple[set[int], list[int]]], folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    unlabel(folder, "train", [2, 6])
+    unlabel(folder, "val", [0])
+    trained = trainer(folder, balance=balance, folds=2).train()
+    assert trained.out_of_fold is not None and (trained.out_of_fold.sum(axis=1) == 1).all()  # all rows are predicted
+    copies = {9, 10} if balance == "copies" else set()
+    assert set.union(*(rows for rows, _ in used)) == {0, 1, 3, 4, 5, 7, 8} | copies
+    assert [rows for _, rows in used] == [[1, 2, 3, 4, 5]] * 2
+    assert "train: 2 of 9 images are left out: no label" in caplog.text
+    assert "val: 1 of 6 images are left out: no label" in caplog.text
+
+
+def test_split_without_any_label_left_is_no_labelled_split(folder: Path) -> None:
+    unlabel(folder, "val", list(range(6)))
+    assert classification.load_labels(trainer(folder).store).keys() == {"train"}
+    unlabel(folder, "train", list(range(11)))
+    with pytest.raises(StageError, match="no labelled training images"):
+        classification.load_labels(trainer(folder).store)
+
+
+@pytest.mark.usefixtures("used")
+def test_images_of_a_group_are_in_one_fold(folder: Path) -> None:
+    Store(folder, contract.PREPROCESSING, {}).save("groups", np.array(SOURCE["train"]) // 3, split="train")
+    trained = trainer(folder, folds=3).train()
+    assert trained.out_of_fold is not None
+    fold = trained.out_of_fold.argmax(axis=1)
+    assert all(len(set(fold[start : start + 3])) == 1 for start in (0, 3, 6)) and len(set(fold)) == 3
+    assert fold[9:].tolist() == fold[[1, 4]].tolist()
 
 
 def test_training_without_labels_names_the_script_that_reads_them(folder: Path) -> None:
@@ -100,7 +160,7 @@ def test_classes_are_balanced_by_one_method(
         assert ("focal" in objective.loss) == (balance == "focal")
         raise KeyboardInterrupt
 
-    features = {split: np.zeros((len(ids), 8), np.float32) for split, ids in IDS.items()}
+    features = {split: np.zeros((len(source), 8), np.float32) for split, source in SOURCE.items()}
     monkeypatch.setattr(ClassifierTrainer, "_features", lambda *_: features)
     monkeypatch.setattr(classification.loop, "fit", stop)
     with pytest.raises(KeyboardInterrupt):
@@ -164,7 +224,7 @@ def test_process_that_does_not_lead_trains_the_same_head_but_writes_nothing(fold
 def test_cross_validation_with_masks_of_a_network_that_saw_the_images_is_warned_of(
     folds: int, mask_folds: int, roi: str, warned: bool, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    masks = np.zeros((len(IDS["train"]), SIZE, SIZE, 1), np.uint8)
+    masks = np.zeros((len(SOURCE["train"]), SIZE, SIZE, 1), np.uint8)
     Store(folder, contract.SEGNET, {"folds": mask_folds}).save("predicted", masks, split="train")
     some = trainer(folder, folds=folds)
     classification.warn_of_seen_masks(some.store, some.settings, roi)

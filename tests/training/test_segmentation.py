@@ -5,17 +5,17 @@ from typing import Any
 
 from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
-from melanoma.dataset.splits import COPY_SUFFIX
+from melanoma.errors import InputError, StageError
 from melanoma.training import distributed, segmentation
 from melanoma.training.segmentation import SegmentationSettings, SegmentationTrainer
 
 import numpy as np
 import pytest
 import toy_training
-from pipeline import BACKBONE
+from pipeline import BACKBONE, save_rows
 
 SIZE = 16  # pixels
-IDS = [*(f"image{number}" for number in range(6)), f"image0{COPY_SUFFIX}1", f"image1{COPY_SUFFIX}1"]
+SOURCE = [*range(6), 0, 1]  # the last two rows are augmented copies
 SETTINGS: dict[str, Any] = {
     "network": "unet",
     "input_size": SIZE,
@@ -42,10 +42,30 @@ def trainer(folder: Path, devices: distributed.Devices = distributed.ONE, **chan
 def folder(tmp_path: Path) -> Path:
     """Train images with masks; the last two rows are augmented copies."""
     rng, store = np.random.default_rng(0), Store(tmp_path, contract.PREPROCESSING, {})
-    store.save("ids", np.array(IDS), split="train")
-    store.save("images", rng.integers(0, 256, (len(IDS), SIZE, SIZE, 3)).astype(np.uint8), split="train")
-    store.save("masks", rng.integers(0, 2, (len(IDS), SIZE, SIZE, 1)).astype(np.uint8), split="train")
+    save_rows(tmp_path, "train", SOURCE)
+    store.save("images", rng.integers(0, 256, (len(SOURCE), SIZE, SIZE, 3)).astype(np.uint8), split="train")
+    save_masks(tmp_path, "train", np.ones(len(SOURCE), bool))
     return tmp_path
+
+
+def save_masks(folder: Path, split: str, has_mask: np.ndarray) -> None:
+    """Random masks of some rows."""
+    store, rng = Store(folder, contract.PREPROCESSING, {}), np.random.default_rng(1)
+    masks = rng.integers(0, 2, (len(has_mask), SIZE, SIZE, 1)).astype(np.uint8)
+    store.save("masks", masks * has_mask[:, None, None, None], split=split)
+    store.save("has_mask", has_mask, split=split)
+
+
+def rows_used(monkeypatch: pytest.MonkeyPatch) -> list[tuple[set[int], list[int] | None]]:
+    """The rows of train and validation of every training that follows."""
+    used, fit = [], segmentation.loop.fit
+
+    def note_rows(model: Any, train: Any, validation: Any, *others: Any) -> Any:
+        used.append((set(train.rows.tolist()), validation.rows.tolist() if validation else None))
+        return fit(model, train, validation, *others)
+
+    monkeypatch.setattr(segmentation.loop, "fit", note_rows)
+    return used
 
 
 def test_colour_statistics_are_those_of_all_pixels_of_train(folder: Path) -> None:
@@ -70,14 +90,9 @@ def test_only_segnet_is_designed_with_colour_statistics(
 def test_every_fold_is_trained_without_its_images_and_without_augmented_copies(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows, fit = [], segmentation.loop.fit
-
-    def note_rows(model: Any, train: Any, *arguments: Any) -> Any:
-        rows.append(set(train.rows.tolist()))
-        return fit(model, train, *arguments)
-
-    monkeypatch.setattr(segmentation.loop, "fit", note_rows)
+    used = rows_used(monkeypatch)
     trained = trainer(folder, folds=2).train()
+    rows = [of_train for of_train, _ in used]
     assert trained.members == ["_fold1", "_fold2"] and len(trained.models) == 2
     assert rows[0] | rows[1] == set(range(6)) and not rows[0] & rows[1]
     assert trained.out_of_fold is not None
@@ -86,6 +101,39 @@ def test_every_fold_is_trained_without_its_images_and_without_augmented_copies(
     assert len(trained.report["training"]) == 2 and trained.report["design"]["network"] == "unet"
     store = Store(folder, contract.SEGNET, {})
     assert all(store.has("segnet_weights", member=member) for member in trained.members)
+
+
+@pytest.mark.parametrize("folds", [1, 2])
+def test_images_without_mask_are_left_out_of_training_and_validation(
+    folds: int, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    used, step1 = rows_used(monkeypatch), Store(folder, contract.PREPROCESSING, {})
+    save_masks(folder, "train", np.isin(SOURCE, [0, 2, 3, 5]))
+    save_rows(folder, "val", range(3))
+    step1.save("images", np.array(step1.load("images", split="train")[:3]), split="val")
+    save_masks(folder, "val", np.array([False, True, True]))
+    trained = trainer(folder, folds=folds).train()
+    assert set.union(*(of_train for of_train, _ in used)) == {0, 2, 3, 5}
+    assert [validation for _, validation in used] == [[1, 2]] * folds
+    assert "train: 2 of 6 images are left out: no mask" in caplog.text
+    assert "val: 1 of 3 images are left out: no mask" in caplog.text
+    if trained.out_of_fold is not None:  # every image is predicted by one network, and each has half of the masks
+        assert (trained.out_of_fold.sum(axis=1) == 1).all()
+        assert [len(of_train) for of_train, _ in used] == [2, 2]
+
+
+def test_training_without_masks_names_the_script_that_reads_them(folder: Path) -> None:
+    save_masks(folder, "train", np.zeros(len(SOURCE), bool))
+    with pytest.raises(StageError, match=f"no masks of training images: run {contract.PREPROCESSING}"):
+        trainer(folder).train()
+
+
+def test_fold_that_holds_all_masks_is_refused(folder: Path) -> None:
+    Store(folder, contract.PREPROCESSING, {}).save("groups", np.array(SOURCE) // 3, split="train")
+    save_masks(folder, "train", np.isin(SOURCE, [0, 1, 2]))
+    with pytest.raises(InputError, match=r"--folds 2: all training images with a mask are in fold \d"):
+        trainer(folder, folds=2).train()
 
 
 def test_process_that_does_not_lead_trains_but_writes_nothing(folder: Path) -> None:
