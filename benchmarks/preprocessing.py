@@ -24,7 +24,9 @@ from pathlib import Path
 import segmentation_01_preprocessing as step_1
 from melanoma.classes import MELANOMA, NEVUS
 from melanoma.cli import flags
-from melanoma.sources import isic
+from melanoma.sources import reader
+from melanoma.sources.layouts import challenge_2017
+from melanoma.sources.records import Record
 
 import cv2
 import numpy as np
@@ -51,9 +53,9 @@ ON_ONE_CORE = {
 Pairs = list[tuple[Path, Path]]  # of an image and its mask
 
 
-def write_source(folder: Path, originals: list[isic.Record], count: int, label: int) -> None:
+def write_source(folder: Path, originals: list[Record], count: int, label: int) -> None:
     """A train split of `count` links to the originals in turns, all with the same label."""
-    images, masks = isic.image_folder(folder, "train"), isic.mask_folder(folder, "train")
+    images, masks = challenge_2017.image_folder(folder, "train"), challenge_2017.mask_folder(folder, "train")
     images.mkdir(parents=True)
     masks.mkdir()
     lines = ["image_id,melanoma,seborrheic_keratosis"]
@@ -63,7 +65,7 @@ def write_source(folder: Path, originals: list[isic.Record], count: int, label: 
         (images / f"{name}.jpg").symlink_to(record.image.resolve())
         (masks / f"{name}_segmentation.png").symlink_to(record.mask.resolve())
         lines.append(f"{name},{float(label == MELANOMA)},0.0")
-    isic.label_file(folder, "train").write_text("\n".join(lines) + "\n")
+    challenge_2017.label_file(folder, "train").write_text("\n".join(lines) + "\n")
 
 
 # ------------------------------------------------------------------------- the methods, each in a process of its own
@@ -140,7 +142,7 @@ def decode_with_opencv(pairs: Pairs) -> None:
 
 def run_method(name: str, source: Path) -> None:
     """Runs a method in this process and prints its seconds, without imports."""
-    records = isic.read_split(source, "train")
+    records = reader.read(source).splits["train"]
     pairs = [(record.image, record.mask) for record in records if record.mask]
     methods: dict[str, Callable[[], None]] = {
         STEP_1: functools.partial(run_step_1, source, jobs=1, copies=1),
@@ -198,7 +200,7 @@ def measure(method: str, source: Path) -> tuple[float, float]:
     return float(output.splitlines()[-1]), peak / 2**20
 
 
-def compare(originals: list[isic.Record], count: int, many: int, rounds: int) -> None:
+def compare(originals: list[Record], count: int, many: int, rounds: int) -> None:
     """Measures all methods in turns and prints medians.
 
     Args:
@@ -257,7 +259,7 @@ def main() -> None:
     if arguments.method:
         run_method(arguments.method, arguments.source)
     else:
-        compare(isic.read_split(arguments.source, "val"), arguments.images, arguments.many, arguments.rounds)
+        compare(reader.read(arguments.source).splits["val"], arguments.images, arguments.many, arguments.rounds)
 
 
 if __name__ == "__main__":

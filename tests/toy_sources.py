@@ -118,9 +118,7 @@ def isic2020(root: Path) -> Path:
 
 
 def isic_archive(root: Path) -> Path:
-    lines = [
-        "isic_id,attribution,copyright_license,diagnosis_1,diagnosis_2,diagnosis_3,image_type,lesion_id,patient_id"
-    ]
+    lines = ["isic_id,attribution,diagnosis_1,diagnosis_2,diagnosis_3,image_type,lesion_id,patient_id"]
     rows = (
         "Benign,Benign melanocytic proliferations,Nevus,dermoscopic,IL_1,IP_1",
         "Malignant,Malignant melanocytic proliferations (Melanoma),Melanoma in situ,dermoscopic,IL_2,IP_1",

@@ -7,10 +7,10 @@ from typing import Any
 from melanoma.artifacts import contract
 from melanoma.artifacts.atomic import sha256
 from melanoma.artifacts.store import Store
+from melanoma.dataset.splits import OFFICIAL
 from melanoma.errors import InputError
 from melanoma.inference.ensemble import Ensemble, restore
 from melanoma.models import backbones, segmentation
-from melanoma.sources import isic
 
 import keras
 
@@ -47,10 +47,10 @@ def refuse_other_split(store: Store, split: str) -> None:
     Raises:
         InputError: the images are not split as in the challenge.
     """
-    if (division := store.written_with("ids", split=split)["split"]) != isic.OFFICIAL:
+    if (division := store.written_with("ids", split=split)["split"]) != OFFICIAL:
         raise InputError(
-            f"--pretrained: the networks were trained on the train images of the {isic.OFFICIAL} split, some of which "
-            f"--split {division} uses for evaluation: run {contract.PREPROCESSING} with --split {isic.OFFICIAL}"
+            f"--pretrained: the networks were trained on the train images of the {OFFICIAL} split, some of which "
+            f"--split {division} uses for evaluation: run {contract.PREPROCESSING} with --split {OFFICIAL}"
         )
 
 

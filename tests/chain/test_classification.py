@@ -15,7 +15,7 @@ from melanoma.inference.ensemble import load
 from melanoma.inference.predict import mean_output
 from melanoma.metrics import classification
 from melanoma.models import backbones
-from melanoma.sources import isic
+from melanoma.sources.layouts import challenge_2017
 from melanoma.training import checkpoints
 
 import numpy as np
@@ -127,7 +127,7 @@ def test_backbone_works_at_the_given_input_size(own_chain: Path) -> None:
 
 
 def test_training_without_train_images_is_refused(own_source: Path, tmp_path: Path) -> None:
-    shutil.rmtree(isic.image_folder(own_source, "train"))
+    shutil.rmtree(challenge_2017.image_folder(own_source, "train"))
     pipeline.preprocess(own_source, tmp_path)
     pipeline.use_true_masks(tmp_path)
     pipeline.run(contract.ROI, tmp_path)

@@ -13,7 +13,8 @@ from melanoma.artifacts import contract
 from melanoma.classes import SPLITS
 from melanoma.dataset import decode
 from melanoma.dataset.splits import are_original
-from melanoma.sources import isic
+from melanoma.sources.layouts import challenge_2017
+from melanoma.sources.records import SYNTHETIC_MARKER
 
 import dask_cluster
 import numpy as np
@@ -77,7 +78,7 @@ def test_truncated_image_stops_the_run_or_is_left_out(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     before = array_bytes(pipeline.copy(preprocessed, tmp_path))
-    record = isic.read_split(own_source, "train")[5]
+    record = pipeline.records(own_source, "train")[5]
     record.image.write_bytes(record.image.read_bytes()[:1500])
     assert preprocess("--copies", "1") == 2
     assert f"1 images cannot be used: {record.id}." in capsys.readouterr().err
@@ -93,7 +94,7 @@ def test_truncated_image_stops_the_run_or_is_left_out(
 def test_duplicates_are_left_out_or_kept_and_drawn(
     own_source: Path, preprocess: Callable[..., int], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    duplicate, original = (isic.read_split(own_source, split)[0] for split in ("train", "val"))
+    duplicate, original = (pipeline.records(own_source, split)[0] for split in ("train", "val"))
     shutil.copyfile(original.image, duplicate.image)
     assert preprocess("--copies", "1", "--strict") == 2
     assert f"{duplicate.id} = {original.id} (val)" in capsys.readouterr().err
@@ -107,11 +108,11 @@ def test_duplicates_are_left_out_or_kept_and_drawn(
 def test_published_duplicates_are_left_out_of_the_official_train_split_only(
     own_source: Path, preprocess: Callable[..., int], tmp_path: Path
 ) -> None:
-    name, record = min(isic.KNOWN_DUPLICATES), isic.read_split(own_source, "train")[0]
+    name, record = min(challenge_2017.KNOWN_DUPLICATES), pipeline.records(own_source, "train")[0]
     assert record.mask
     record.image.rename(record.image.with_stem(name))
     record.mask.rename(record.mask.with_stem(f"{name}_segmentation"))
-    labels = isic.label_file(own_source, "train")
+    labels = challenge_2017.label_file(own_source, "train")
     labels.write_text(labels.read_text().replace(record.id, name))
     for flags, kept in (((), False), (("--split", "2018"), True)):
         assert preprocess("--copies", "1", *flags) == 0
@@ -132,7 +133,7 @@ def test_manifest_says_whether_the_images_are_synthetic(
     synthetic: bool, own_source: Path, preprocess: Callable[..., int], tmp_path: Path
 ) -> None:
     if not synthetic:
-        (own_source / isic.SYNTHETIC_MARKER).unlink()
+        (own_source / SYNTHETIC_MARKER).unlink()
     assert preprocess("--limit", "2") == 0
     for name in ("ids", "images", "masks", "labels"):
         assert reader(tmp_path).written_with(name, split="train")["synthetic"] is synthetic
@@ -163,14 +164,14 @@ COUNT = 100  # images; after 64 the cache is committed
 def slow_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images that take about 20 ms each to decode, so that a run can be killed in the middle; no masks."""
     folder = tmp_path_factory.mktemp("slow")
-    images = isic.image_folder(folder, "train")
+    images = challenge_2017.image_folder(folder, "train")
     images.mkdir()
     labels = ["image_id,melanoma,seborrheic_keratosis"]
     for number in range(COUNT):
         name, noise = f"ISIC_{number:07d}", np.random.default_rng(number).integers(0, 256, (600, 800, 3), np.uint8)
         labels.append(f"{name},{float(number % 5 == 1)},{float(number % 5 == 2)}")
         Image.fromarray(noise).save(images / f"{name}.png", compress_level=1)
-    isic.label_file(folder, "train").write_text("\n".join(labels) + "\n")
+    challenge_2017.label_file(folder, "train").write_text("\n".join(labels) + "\n")
     return folder
 
 

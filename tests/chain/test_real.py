@@ -11,7 +11,7 @@ from melanoma.dataset.splits import interleave
 from melanoma.dataset.workers import Workers
 from melanoma.metrics import bootstrap
 from melanoma.models import classifier
-from melanoma.sources import isic
+from melanoma.sources.layouts import challenge_2017
 
 import numpy as np
 import pandas as pd
@@ -55,7 +55,7 @@ def metrics(folder: Path, split: str) -> tuple[dict[str, float], dict[str, list[
 
 
 def test_official_splits_have_their_class_counts() -> None:
-    records = isic.read_source(SOURCE).records
+    records = reader.read(SOURCE).splits
     counts = {split: np.bincount([record.label or 0 for record in found]).tolist() for split, found in records.items()}
     assert counts["train"] == [1372, 374, 254]
     assert counts["val"] == [78, 30, 42]
@@ -79,7 +79,7 @@ def test_arrays_of_real_images_are_plausible(tmp_path: Path) -> None:
 
 @needs_weights
 def test_features_with_imagenet_weights_differ_between_images() -> None:
-    records = isic.read_split(SOURCE, "val")[:2]
+    records = pipeline.records(SOURCE, "val")[:2]
     images = np.stack([decode.read_pair(record.image, None, 96).image for record in records])
     network = classifier.build("mobilenetv2", 96, str(WEIGHTS))
     features = network.extractor().predict_on_batch(images)
@@ -91,7 +91,7 @@ def test_features_with_imagenet_weights_differ_between_images() -> None:
 @needs_full_size
 @pytest.mark.parametrize("size", [256, 384])
 def test_scaled_decoding_is_close_to_full_decoding(size: int) -> None:
-    records = isic.read_split(FULL_SIZE, "val")
+    records = pipeline.records(FULL_SIZE, "val")
     assert len(records) == 11
     for record in records:
         assert record.mask
@@ -104,7 +104,7 @@ def test_scaled_decoding_is_close_to_full_decoding(size: int) -> None:
 
 
 def test_duplicates_of_the_challenge_are_found_and_nothing_else(tmp_path: Path) -> None:
-    source = isic.read_source(SOURCE).records
+    source = reader.read(SOURCE).splits
     records = source["train"] + source["val"]
     with Workers(None) as workers, Cache(tmp_path, 64) as cache:
         cache.read(records, workers)
@@ -119,8 +119,8 @@ def write_train_source(source: Path, count: int, shuffled: bool) -> None:
     The images are chosen first. `--limit` on shuffled labels would take rare classes from higher ids than frequent
     ones, and ids tell where images were made.
     """
-    records = interleave(isic.read_split(SOURCE, "train"))[:count]
-    images, masks = isic.image_folder(source, "train"), isic.mask_folder(source, "train")
+    records = interleave(pipeline.records(SOURCE, "train"))[:count]
+    images, masks = challenge_2017.image_folder(source, "train"), challenge_2017.mask_folder(source, "train")
     for folder in (images, masks):
         folder.mkdir(parents=True)
     for record in records:
@@ -132,7 +132,7 @@ def write_train_source(source: Path, count: int, shuffled: bool) -> None:
         labels = np.random.default_rng(0).permutation(labels)
     truth = {column: (labels == label).astype(float) for label, column in COLUMNS.items()}
     pd.DataFrame({"image_id": [record.id for record in records]} | truth).to_csv(
-        isic.label_file(source, "train"), index=False
+        challenge_2017.label_file(source, "train"), index=False
     )
 
 

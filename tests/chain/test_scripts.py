@@ -1,6 +1,5 @@
 """The five scripts one after another: the files they leave, wrong order, stale arrays, splits without labels."""
 
-import dataclasses
 import json
 import os
 import runpy
@@ -13,9 +12,11 @@ from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
 from melanoma.classes import CLASSES, KERATOSIS, MELANOMA, NEVUS, SPLITS, TASKS
 from melanoma.dataset.roi import region_of_interest
-from melanoma.dataset.splits import UNLABELLED, are_original, divide_2018
+from melanoma.dataset.splits import DIVISION_2018, UNLABELLED, Division, are_original
 from melanoma.metrics import classification
-from melanoma.sources import isic
+from melanoma.sources import reader as source_reader
+from melanoma.sources.layouts import challenge_2017
+from melanoma.sources.records import Record
 
 import numpy as np
 import pandas as pd
@@ -49,8 +50,8 @@ def resized(finished: Path, source: Path, tmp_path_factory: pytest.TempPathFacto
 
 def remove_truth(source: Path, split: str) -> None:
     """Deletes the masks and the labels of a split."""
-    shutil.rmtree(isic.mask_folder(source, split))
-    isic.label_file(source, split).unlink()
+    shutil.rmtree(challenge_2017.mask_folder(source, split))
+    challenge_2017.label_file(source, split).unlink()
 
 
 def metrics(folder: Path, system: str = BACKBONE) -> dict:
@@ -149,7 +150,7 @@ def test_finished_chain_has_every_file_of_the_contract(finished: Path, name: str
 
 
 def test_only_train_has_augmented_copies_of_the_minority_classes(finished: Path, source: Path) -> None:
-    for split, records in isic.read_source(source).records.items():
+    for split, records in source_reader.read(source).splits.items():
         originals = np.bincount([record.label or 0 for record in records], minlength=3)
         factors = (1, 3.5, 3.5) if split == "train" else (1, 1, 1)
         expected = [round(factor * count) for factor, count in zip(factors, originals.tolist(), strict=True)]
@@ -159,7 +160,7 @@ def test_only_train_has_augmented_copies_of_the_minority_classes(finished: Path,
 def test_labels_belong_to_their_ids(finished: Path, source: Path) -> None:
     store = reader(finished)
     for split in SPLITS:
-        truth = isic.read_labels(isic.label_file(source, split))
+        truth = challenge_2017.read_labels(challenge_2017.label_file(source, split))
         assert [truth[name] for name in store.load("ids", split=split)] == store.load("labels", split=split).tolist()
 
 
@@ -282,7 +283,7 @@ def test_arrays_made_from_images_of_another_size_are_stale(
 def test_training_without_melanoma_is_bad_input(
     own_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = isic.label_file(own_source, "train")
+    table = challenge_2017.label_file(own_source, "train")
     table.write_text(table.read_text().replace(",1.0,0.0", ",0.0,0.0"))
     pipeline.preprocess(own_source, tmp_path, "--copies", "1")
     pipeline.use_true_masks(tmp_path)
@@ -293,7 +294,7 @@ def test_training_without_melanoma_is_bad_input(
 
 def test_metrics_of_an_absent_class_are_undefined(own_source: Path, tmp_path: Path) -> None:
     for split in ("val", "test"):
-        table = isic.label_file(own_source, split)
+        table = challenge_2017.label_file(own_source, split)
         table.write_text(table.read_text().replace(",1.0,", ",0.0,"))
     pipeline.preprocess(own_source, tmp_path, "--copies", "1")
     settings = vars(pipeline.parser(contract.CLASSIFIER).parse_args([])) | {"backbone": "uniform"}
@@ -323,45 +324,44 @@ def test_split_that_lost_its_labels_is_predicted_but_not_evaluated(own_source: P
     assert not list(graphics.glob("*_test.png"))
 
 
-def rename(source: Path, split: str, record: isic.Record, name: str) -> None:
+def rename(source: Path, split: str, record: Record, name: str) -> None:
     """Gives an image, its mask and its label another id."""
     assert record.mask
     record.image.rename(record.image.with_stem(name))
     record.mask.rename(record.mask.with_stem(f"{name}_segmentation"))
-    table = isic.label_file(source, split)
+    table = challenge_2017.label_file(source, split)
     table.write_text(table.read_text().replace(record.id, name))
 
 
 @pytest.fixture(scope="module")
-def incomplete(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[isic.Record]], Path]:
+def incomplete(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, list[Record]], Path]:
     """The records of a source, and a finished cross-validation on them; read only.
 
     In each split two images are named mole and mole_copy, three have no label and two others no mask.
     """
     changed = shutil.copytree(source, tmp_path_factory.mktemp("incomplete") / "source")
-    for split, records in isic.read_source(changed).records.items():
+    for split, records in source_reader.read(changed).splits.items():
         for record, name in zip(records, ("mole", "mole_copy"), strict=False):
             rename(changed, split, record, f"{split}_{name}")
-    contents = isic.read_source(changed)
-    for records in contents.records.values():
+    lines = ["image,label,mask,split"]
+    for split, records in source_reader.read(changed).splits.items():
         nevi = [row for row, record in enumerate(records) if record.label == NEVUS]
-        for row in nevi[:3]:
-            records[row] = dataclasses.replace(records[row], label=None)
-        for row in nevi[-2:]:
-            records[row] = dataclasses.replace(records[row], mask=None)
+        for row, record in enumerate(records):
+            label = "" if row in nevi[:3] else record.label
+            lines.append(f"{record.image},{label},{'' if row in nevi[-2:] else record.mask},{split}")
     folder = changed.parent
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(isic, "read_source", lambda _: contents)
-        pipeline.preprocess(changed, folder)
+    table = folder / "my.csv"
+    table.write_text("\n".join(lines) + "\n")
+    pipeline.preprocess(table, folder)
     pipeline.segment(folder, "--folds", "2")
     pipeline.run(contract.ROI, folder)
     pipeline.classify(folder, "--train", "head", "--folds", "2")
     pipeline.run(contract.EVALUATION, folder)
-    return contents.records, folder
+    return {split: source_reader.read(table).splits[split] for split in SPLITS}, folder
 
 
 def test_images_without_label_or_mask_and_of_any_name_are_predicted(
-    incomplete: tuple[dict[str, list[isic.Record]], Path],
+    incomplete: tuple[dict[str, list[Record]], Path],
 ) -> None:
     for split, records in incomplete[0].items():
         table = pd.read_csv(incomplete[1] / "graphics" / f"predictions_{split}.csv")
@@ -375,7 +375,7 @@ def test_images_without_label_or_mask_and_of_any_name_are_predicted(
 
 
 def test_only_images_with_label_and_mask_are_evaluated(
-    incomplete: tuple[dict[str, list[isic.Record]], Path],
+    incomplete: tuple[dict[str, list[Record]], Path],
 ) -> None:
     for split, records in incomplete[0].items():
         scored = metrics(incomplete[1])[split]
@@ -384,7 +384,7 @@ def test_only_images_with_label_and_mask_are_evaluated(
 
 
 def test_rows_without_label_or_mask_are_those_of_the_source(
-    incomplete: tuple[dict[str, list[isic.Record]], Path],
+    incomplete: tuple[dict[str, list[Record]], Path],
 ) -> None:
     for split, records in incomplete[0].items():
         store, of_id = reader(incomplete[1]), {record.id: record for record in records}
@@ -428,5 +428,8 @@ def test_split_of_2018_becomes_arrays(source: Path, tmp_path: Path) -> None:
     ids = {split: reader(tmp_path).load("ids", split=split).tolist() for split in SPLITS}
     everything = [name for names in ids.values() for name in names]
     assert len(everything) == len(set(everything)) == sum(COUNTS.values())
-    for split, records in divide_2018(isic.read_source(source).records, 0).items():
-        assert set(ids[split]) == {record.id for record in records}
+    sources = [source_reader.read(source)]
+    division = Division(DIVISION_2018, None, 0)
+    group_of = {record: number for number, record in enumerate(division.images_to_read(sources))}
+    for split, records in division.divide(sources, group_of).items():
+        assert ids[split] == [record.id for record in records]

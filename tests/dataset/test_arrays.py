@@ -9,7 +9,7 @@ from melanoma.artifacts.store import Store
 from melanoma.classes import KERATOSIS, MELANOMA, NEVUS
 from melanoma.dataset import arrays, augment
 from melanoma.dataset.splits import UNLABELLED
-from melanoma.sources import isic
+from melanoma.sources.records import Record
 
 import numpy as np
 import pytest
@@ -17,8 +17,8 @@ import pytest
 SIZE = 4  # pixels
 
 
-def record(name: str, label: int | None, mask: Path | None = None) -> isic.Record:
-    return isic.Record(name, Path(f"{name}.jpg"), mask, label)
+def record(name: str, label: int | None, mask: Path | None = None) -> Record:
+    return Record(name, Path(f"{name}.jpg"), mask, label)
 
 
 TRAIN = [record("a", NEVUS), record("b", MELANOMA), record("c", KERATOSIS)]
@@ -35,9 +35,7 @@ def test_train_has_augmented_copies_of_the_minority_classes_after_the_originals(
     ("records", "split", "times"),
     [(TRAIN, "val", 3), (TRAIN, "train", 1), ([record("a", None), record("b", None)], "train", 3)],
 )
-def test_other_splits_and_unlabelled_images_have_no_copies(
-    records: list[isic.Record], split: str, times: float
-) -> None:
+def test_other_splits_and_unlabelled_images_have_no_copies(records: list[Record], split: str, times: float) -> None:
     rows = arrays.plan_rows(records, split, times)
     assert rows == [arrays.Row(record, row, None) for row, record in enumerate(records)]
 

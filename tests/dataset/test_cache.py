@@ -7,18 +7,19 @@ from melanoma.dataset import decode
 from melanoma.dataset.cache import NAME, Cache
 from melanoma.dataset.workers import Workers
 from melanoma.errors import InputError
-from melanoma.sources import isic
+from melanoma.sources.records import Record
 
 import numpy as np
+import pipeline
 import pytest
 
 
 @pytest.fixture
-def records(own_source: Path) -> list[isic.Record]:
-    return isic.read_split(own_source, "val")
+def records(own_source: Path) -> list[Record]:
+    return pipeline.records(own_source, "val")
 
 
-def count_decoded(data: Path, records: list[isic.Record], monkeypatch: pytest.MonkeyPatch, size: int = 32) -> int:
+def count_decoded(data: Path, records: list[Record], monkeypatch: pytest.MonkeyPatch, size: int = 32) -> int:
     """Counts the images that a run decodes; checks that the cache returns what decoding returns."""
     count, read = 0, decode.read
 
@@ -44,18 +45,18 @@ def count_decoded(data: Path, records: list[isic.Record], monkeypatch: pytest.Mo
 
 
 def test_image_is_decoded_again_only_if_its_file_changed(
-    records: list[isic.Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert count_decoded(tmp_path, records, monkeypatch) == len(records)
     assert count_decoded(tmp_path, records, monkeypatch) == 0
     shutil.copyfile(records[1].image, records[0].image)
     assert count_decoded(tmp_path, records, monkeypatch) == 1
-    without_mask = isic.Record(records[2].id, records[2].image, None, None)
+    without_mask = Record(records[2].id, records[2].image, None, None)
     assert count_decoded(tmp_path, [without_mask], monkeypatch) == 1
 
 
 def test_cache_of_another_size_or_decoder_is_not_used(
-    records: list[isic.Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count_decoded(tmp_path, records, monkeypatch)
     assert count_decoded(tmp_path, records, monkeypatch, size=16) == len(records)
@@ -65,7 +66,7 @@ def test_cache_of_another_size_or_decoder_is_not_used(
 
 @pytest.mark.parametrize("content", [b"not a database" * 100, b""])
 def test_file_that_is_not_a_cache_is_replaced(
-    content: bytes, records: list[isic.Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    content: bytes, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count_decoded(tmp_path, records, monkeypatch)
     (tmp_path / NAME).write_bytes(content)
@@ -74,7 +75,7 @@ def test_file_that_is_not_a_cache_is_replaced(
 
 @pytest.mark.parametrize("page", [1, 3, 6, 10])
 def test_cache_with_a_damaged_page_is_replaced(
-    page: int, records: list[isic.Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: int, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count_decoded(tmp_path, records, monkeypatch, size=256)
     with (tmp_path / NAME).open("r+b") as stream:
@@ -84,7 +85,7 @@ def test_cache_with_a_damaged_page_is_replaced(
 
 
 def test_file_that_changes_while_it_is_read_is_decoded_again(
-    records: list[isic.Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = decode.read
 
@@ -101,7 +102,7 @@ def test_file_that_changes_while_it_is_read_is_decoded_again(
     assert count_decoded(tmp_path, records, monkeypatch) == 1
 
 
-def test_broken_link_is_a_problem(records: list[isic.Record], tmp_path: Path) -> None:
+def test_broken_link_is_a_problem(records: list[Record], tmp_path: Path) -> None:
     records[0].image.unlink()
     records[0].image.symlink_to(tmp_path / "nowhere.jpg")
     with Cache(tmp_path, 32) as cache, Workers(1) as workers:

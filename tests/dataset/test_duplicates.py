@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 from melanoma.dataset import augment, decode, duplicates
 from melanoma.dataset.workers import Workers
-from melanoma.sources import isic, synthetic
+from melanoma.sources import synthetic
 
 import numpy as np
+import pipeline
 import pytest
 from PIL import Image, ImageOps
 
@@ -19,7 +20,7 @@ COUNT = 12
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[Image.Image]:
     folder = tmp_path_factory.mktemp("images")
     synthetic.write_sample(folder, {"train": COUNT}, size=(300, 400))
-    return [Image.open(record.image).convert("RGB") for record in isic.read_split(folder, "train")]
+    return [Image.open(record.image).convert("RGB") for record in pipeline.records(folder, "train")]
 
 
 def thumbnail(image: Image.Image) -> np.ndarray:
@@ -115,7 +116,7 @@ def test_score_is_1_for_the_same_image_and_low_for_its_negative(images: list[Ima
     assert duplicates.score(image, 255 - image) < duplicates.DUPLICATE_SCORE
 
 
-def test_groups_join_images_linked_through_others() -> None:
-    matches = [duplicates.Match(0, 3, 1.0), duplicates.Match(3, 5, 0.8), duplicates.Match(1, 2, 0.9)]
-    assert sorted(duplicates.groups(matches, 7)) == [[0, 3, 5], [1, 2]]
-    assert duplicates.groups([], 4) == []
+def test_components_join_images_linked_through_others() -> None:
+    numbers = duplicates.components([(0, 3), (3, 5), (1, 2)], 7)
+    assert [np.flatnonzero(numbers == number).tolist() for number in range(4)] == [[0, 3, 5], [1, 2], [4], [6]]
+    assert duplicates.components([], 4).tolist() == [0, 1, 2, 3]

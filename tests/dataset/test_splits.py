@@ -2,21 +2,32 @@
 
 import itertools
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
-from melanoma.classes import TASKS
+from melanoma.classes import SPLITS, TASKS
 from melanoma.dataset import splits
-from melanoma.dataset.splits import UNLABELLED, Member, assign_folds, divide_2018, interleave, rows_to_copy
+from melanoma.dataset.splits import (
+    DIVIDE,
+    DIVISION_2018,
+    OFFICIAL,
+    UNLABELLED,
+    Division,
+    Member,
+    assign_folds,
+    interleave,
+    rows_to_copy,
+)
 from melanoma.errors import InputError
+from melanoma.sources.records import Record, Source, Splits
 
 import numpy as np
 import pytest
-from melanoma.sources.isic import Record
 
 
-def fake_records(counts: dict[str, tuple[int, int, int]]) -> dict[str, list[Record]]:
+def fake_records(counts: Mapping[str | None, tuple[int, int, int]]) -> Splits:
     """Records without files, with this number of images of each class."""
     labels = {split: np.repeat(range(3), of_class).tolist() for split, of_class in counts.items()}
     numbers = itertools.count()
@@ -26,61 +37,136 @@ def fake_records(counts: dict[str, tuple[int, int, int]]) -> dict[str, list[Reco
     }
 
 
+def divide(images: Splits, name: str, seed: int = 0, per_group: int = 1) -> dict[str, list[Record]]:
+    """Divides images of which `per_group` neighbours are a group."""
+    sources = [Source(Path(), "", images)]
+    division = Division(name, None, seed)
+    group_of = {record: row // per_group for row, record in enumerate(division.images_to_read(sources))}
+    return division.divide(sources, group_of)
+
+
 def class_counts(records: list[Record]) -> tuple[int, ...]:
     counts = Counter(record.label for record in records)
     return tuple(counts[label] for label in range(3))
 
 
-# ----------------------------------------------------------------------------------------------------- division of 2018
+def ids(records: Iterable[Record]) -> list[str]:
+    return sorted(record.id for record in records)
+
+
+UNLABELLED_IMAGE = Record("unlabelled", Path("a.jpg"), None, None)
+
+# ------------------------------------------------------------------------------------------------- division into splits
 
 
 def test_division_of_2018_has_its_numbers() -> None:
-    divided = divide_2018(fake_records({"train": (1372, 374, 254), "val": (78, 30, 42), "test": (393, 117, 90)}), 0)
-    assert {split: class_counts(records) for split, records in divided.items()} == {
+    images = fake_records({"train": (1372, 374, 254), "val": (78, 30, 42), "test": (393, 117, 90)})
+    assert {split: class_counts(records) for split, records in divide(images, DIVISION_2018).items()} == {
         "train": (1320, 332, 253),
         "val": (327, 130, 88),
         "test": (196, 59, 45),
     }
 
 
-def test_division_of_fewer_images_keeps_the_proportions() -> None:
-    divided = divide_2018(fake_records({"train": (900, 250, 180), "val": (22, 11, 13)}), seed=0)  # half of each class
+def test_division_of_fewer_images_as_in_2018_keeps_the_proportions() -> None:
+    images = fake_records({"train": (900, 250, 180), "val": (22, 11, 13)})  # half of each class
+    divided = divide(images, DIVISION_2018)
     expected = {"train": (660, 166, 126.5), "val": (163.5, 65, 44), "test": (98, 29.5, 22.5)}
     assert divided.keys() == expected.keys()
     for split, records in divided.items():
         assert class_counts(records) == pytest.approx(expected[split], abs=1.5)
 
 
+def test_own_division_takes_a_tenth_and_a_fifth_of_each_class() -> None:
+    divided = divide(fake_records({None: (100, 30, 20)}), DIVIDE)
+    assert {split: class_counts(records) for split, records in divided.items()} == {
+        "train": (70, 21, 14),
+        "val": (10, 3, 2),
+        "test": (20, 6, 4),
+    }
+
+
+@pytest.mark.parametrize("name", [DIVISION_2018, DIVIDE])
 @pytest.mark.parametrize("counts", [(1372, 374, 254), (24, 9, 5), (1, 1, 1)])
-def test_division_puts_every_image_into_one_split(counts: tuple[int, int, int]) -> None:
-    official = fake_records({"train": counts})
-    divided = divide_2018(official, seed=0)
-    ids = [record.id for record in itertools.chain.from_iterable(divided.values())]
-    assert sorted(ids) == [record.id for record in official["train"]]
+@pytest.mark.parametrize("per_group", [1, 3])
+def test_division_puts_every_image_into_one_split(name: str, counts: tuple[int, int, int], per_group: int) -> None:
+    images = fake_records({"train": counts})
+    assert ids(itertools.chain.from_iterable(divide(images, name, 0, per_group).values())) == ids(images["train"])
 
 
-def test_division_depends_on_the_seed_only() -> None:
-    official = fake_records({"train": (100, 30, 20)})
-    assert divide_2018(official, 3) == divide_2018(official, 3) != divide_2018(official, 4)
+@pytest.mark.parametrize("name", [DIVISION_2018, DIVIDE])
+def test_division_keeps_groups_together(name: str) -> None:
+    images = fake_records({None: (300, 90, 60)})
+    numbers = {record.id: row // 3 for row, record in enumerate(images[None])}
+    groups = [{numbers[record.id] for record in records} for records in divide(images, name, 0, per_group=3).values()]
+    assert len(groups) == 3 and sum(map(len, groups)) == len(set.union(*groups)) == 150
 
 
-def test_division_leaves_unlabelled_images_out() -> None:
-    official = fake_records({"train": (20, 20, 20)})
-    official["test"] = [Record("unlabelled", Path("a.jpg"), None, None)]
-    divided = divide_2018(official, 0)
-    assert sum(len(records) for records in divided.values()) == 60
+@pytest.mark.parametrize("name", [DIVISION_2018, DIVIDE])
+def test_division_depends_on_the_seed_only(name: str) -> None:
+    images = fake_records({"train": (100, 30, 20)})
+    assert divide(images, name, 3) == divide(images, name, 3) != divide(images, name, 4)
 
 
-def test_division_without_labels_is_refused() -> None:
-    with pytest.raises(InputError, match="add a label file"):
-        divide_2018({"train": [Record("unlabelled", Path("a.jpg"), None, None)]}, 0)
+def test_division_of_2018_leaves_unlabelled_images_out() -> None:
+    images = fake_records({"train": (20, 20, 20)}) | {"test": [UNLABELLED_IMAGE]}
+    assert sum(len(records) for records in divide(images, DIVISION_2018).values()) == 60
 
 
-def test_division_needs_masks_of_all_images_or_of_none() -> None:
-    official = fake_records({"train": (3, 3, 3)})
-    official["val"] = [Record("masked", Path("a.jpg"), Path("a.png"), 0)]
-    with pytest.raises(InputError, match="all or none of them must have a mask folder"):
-        divide_2018(official, 0)
+def test_division_of_2018_without_labels_is_refused() -> None:
+    with pytest.raises(InputError, match="add labels"):
+        divide({"train": [UNLABELLED_IMAGE]}, DIVISION_2018)
+
+
+def test_splits_of_the_source_are_official() -> None:
+    images = fake_records({"train": (3, 2, 1), "test": (2, 1, 1)})
+    assert {split: ids(found) for split, found in divide(images, OFFICIAL).items()} == {
+        "train": ids(images["train"]),
+        "test": ids(images["test"]),
+    }
+
+
+def test_labelled_source_without_splits_is_divided() -> None:
+    images = fake_records({None: (50, 20, 10)})
+    assert divide(images, OFFICIAL) == divide(images, DIVIDE)
+
+
+def test_unlabelled_source_without_splits_is_for_test() -> None:
+    assert divide({None: [UNLABELLED_IMAGE]}, OFFICIAL) == {"test": [UNLABELLED_IMAGE]}
+
+
+def test_image_without_a_split_beside_others_is_for_train() -> None:
+    divided = divide(fake_records({"val": (1, 1, 1)}) | {None: [UNLABELLED_IMAGE]}, OFFICIAL)
+    assert divided["train"] == [UNLABELLED_IMAGE] and len(divided["val"]) == 3
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_all_images_can_be_put_into_one_split(split: str) -> None:
+    images = fake_records({"train": (3, 2, 1), None: (2, 1, 1)})
+    assert {name: len(records) for name, records in divide(images, split).items()} == {split: 10}
+
+
+def test_images_of_other_sources_are_added_to_train() -> None:
+    base, extra = fake_records({"train": (2, 1, 1), "val": (1, 1, 1)}), {None: [UNLABELLED_IMAGE]}
+    sources = [Source(Path(), "", base), Source(Path(), "", extra)]
+    division = Division(OFFICIAL, None, 0)
+    group_of = {record: row for row, record in enumerate(division.images_to_read(sources))}
+    divided = division.divide(sources, group_of)
+    assert divided["train"][-1] == UNLABELLED_IMAGE
+    assert {split: len(records) for split, records in divided.items()} == {"train": 5, "val": 3}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"), [(OFFICIAL, {"train": 6, "val": 6}), (DIVIDE, {"train": 6, "val": 6, "test": 6})]
+)
+def test_limit_gives_every_split_its_first_images_of_all_classes(name: str, expected: dict[str, int]) -> None:
+    sources = [Source(Path(), "", fake_records({"train": (200, 90, 60), "val": (20, 10, 10)}))]
+    division = Division(name, 6, 0)
+    to_read = division.images_to_read(sources)
+    divided = division.divide(sources, {record: row for row, record in enumerate(to_read)})
+    assert {split: len(records) for split, records in divided.items()} == dict.fromkeys(splits, 6)
+    assert all(min(class_counts(records)) > 0 for records in divided.values())
+    assert len(to_read) <= 60
 
 
 def test_interleaved_records_begin_with_every_class() -> None:

@@ -11,10 +11,10 @@ from melanoma.dataset import decode
 from melanoma.inference import openvino, pretrained
 from melanoma.inference.predict import predict
 from melanoma.models import backbones, classifier, segmentation
-from melanoma.sources import isic
 
 import keras
 import numpy as np
+import pipeline
 import pytest
 import toy
 
@@ -109,7 +109,7 @@ def test_every_image_gets_its_own_result() -> None:
 
 @pytest.mark.slow
 def test_pretrained_classifier_in_bfloat16_is_close_to_float32(source: Path, float32_restored: None) -> None:
-    records = [record for split in ("val", "test") for record in isic.read_split(source, split)]
+    records = [record for split in ("val", "test") for record in pipeline.records(source, split)]
     images = np.stack([decode.read_pair(record.image, None, SIZE).image for record in records])
 
     def build() -> keras.Model:

@@ -8,12 +8,12 @@ from typing import Any
 from melanoma.artifacts import contract
 from melanoma.artifacts.atomic import sha256
 from melanoma.artifacts.store import Store
+from melanoma.dataset.splits import OFFICIAL
 from melanoma.errors import InputError
 from melanoma.inference import pretrained
 from melanoma.inference.calibration import Calibration
 from melanoma.models import backbones, classifier, segmentation
 from melanoma.models.segmentation import Design
-from melanoma.sources import isic
 
 import keras
 import numpy as np
@@ -91,12 +91,12 @@ def test_files_of_the_repository_match_their_checksums(network: str, files: int)
         assert Calibration(**description["calibration"]).temperature > 0
 
 
-@pytest.mark.parametrize("division", [isic.OFFICIAL, "2018"])
+@pytest.mark.parametrize("division", [OFFICIAL, "2018"])
 def test_images_of_another_split_are_refused(division: str, tmp_path: Path) -> None:
     store = Store(tmp_path, contract.PREPROCESSING, {"split": division})
     store.save("ids", np.array(["a"]), split="val")
-    if division == isic.OFFICIAL:
+    if division == OFFICIAL:
         pretrained.refuse_other_split(store, "val")
         return
-    with pytest.raises(InputError, match=f"--split 2018.*with --split {isic.OFFICIAL}"):
+    with pytest.raises(InputError, match=f"--split 2018.*with --split {OFFICIAL}"):
         pretrained.refuse_other_split(store, "val")

@@ -6,7 +6,9 @@ from itertools import chain
 from pathlib import Path
 
 from melanoma.classes import CLASSES, KERATOSIS, MELANOMA
-from melanoma.sources import isic, synthetic
+from melanoma.sources import synthetic
+from melanoma.sources.layouts import challenge_2017
+from melanoma.sources.records import is_synthetic
 
 import numpy as np
 import pytest
@@ -120,11 +122,11 @@ def pixels(path: Path) -> np.ndarray:
 def test_sample_has_the_official_layout(tmp_path: Path) -> None:
     counts = {"train": 10, "val": 3, "test": 1}
     synthetic.write_sample(tmp_path, counts, seed=2, size=(64, 80))
-    assert isic.is_synthetic(tmp_path)
+    assert is_synthetic(tmp_path)
     ids = []
     for split, count in counts.items():
-        images, masks = isic.image_folder(tmp_path, split), isic.mask_folder(tmp_path, split)
-        with isic.label_file(tmp_path, split).open(newline="") as stream:
+        images, masks = challenge_2017.image_folder(tmp_path, split), challenge_2017.mask_folder(tmp_path, split)
+        with challenge_2017.label_file(tmp_path, split).open(newline="") as stream:
             rows = list(csv.reader(stream))
         assert rows.pop(0) == ["image_id", "melanoma", "seborrheic_keratosis"]
         assert len(rows) == count
@@ -143,11 +145,11 @@ def test_sample_has_the_official_layout(tmp_path: Path) -> None:
 def test_label_file_names_the_generated_classes(tmp_path: Path) -> None:
     synthetic.write_sample(tmp_path, {"val": 10}, seed=4, size=(64, 80))
     labels = []
-    with isic.label_file(tmp_path, "val").open(newline="") as stream:
+    with challenge_2017.label_file(tmp_path, "val").open(newline="") as stream:
         for number, row in enumerate(csv.DictReader(stream)):
             labels.append(int(2 * float(row["seborrheic_keratosis"]) + float(row["melanoma"])))
             mask = synthetic.generate(labels[-1], (64, 80), np.random.default_rng([4, number]))[1]
-            written = pixels(isic.mask_folder(tmp_path, "val") / f"{row['image_id']}_segmentation.png")
+            written = pixels(challenge_2017.mask_folder(tmp_path, "val") / f"{row['image_id']}_segmentation.png")
             assert np.array_equal(written, mask * 255)
     assert sorted(labels) == [0] * 6 + [1] * 2 + [2] * 2
 
