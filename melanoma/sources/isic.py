@@ -15,6 +15,7 @@ from pathlib import Path
 
 from melanoma.classes import KERATOSIS, MELANOMA, NEVUS, SPLITS
 from melanoma.errors import InputError, list_first
+from melanoma.sources import csv_table
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ OFFICIAL = "official"  # the challenge's own division into splits
 OFFICIAL_NAMES = {"train": "Training", "val": "Validation", "test": "Test_v2"}
 OFFICIAL_COUNTS = {"train": 2000, "val": 150, "test": 600}
 
+ID, TARGETS = "image_id", ("melanoma", "seborrheic_keratosis")  # columns of the label files
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png"}
 SUPERPIXELS = "_superpixels"
 SYNTHETIC_MARKER = "SYNTHETIC.txt"  # lies in a source folder of generated images
@@ -86,32 +88,34 @@ def read_labels(path: Path) -> dict[str, int]:
     """Reads the diagnoses of a label file.
 
     Args:
-        path: CSV with the columns image_id, melanoma, seborrheic_keratosis; the last two 0 or 1, never both 1.
+        path: CSV with the columns image_id, melanoma, seborrheic_keratosis, or without header in this order, in the
+            dialects of `csv_table.read`; the last two 0 or 1, never both 1. Equal rows of an id count once.
 
     Returns:
         {id: index into CLASSES}; both columns 0 means benign nevus.
 
     Raises:
-        InputError: the file is not a CSV, a column is missing, an id is repeated, a value is not 0 or 1, or both are 1;
-            names the line.
+        InputError: the file is not a CSV, a column is missing, an id has two different rows, a value is not 0 or 1, or
+            both are 1; names the line.
     """
-    try:
-        table = pd.read_csv(path, dtype=str, skip_blank_lines=False).dropna(how="all")
-    except ValueError as error:  # pandas' parser errors and bad encodings are ValueErrors
-        raise InputError(f"{path}: not a readable CSV ({error})") from None
-    missing = {"image_id", "melanoma", "seborrheic_keratosis"} - set(table.columns)
-    if missing:
-        raise InputError(f"{path}: no column {', '.join(sorted(missing))}; it has {', '.join(table.columns)}")
-    names, texts = table["image_id"], table[["melanoma", "seborrheic_keratosis"]]
-    values = texts.apply(pd.to_numeric, errors="coerce")
-    invalid = ~values.isin([0, 1]).all(axis=1) | (values.sum(axis=1) > 1) | names.isna()
-    for row in table.index[invalid | names.duplicated()][:1]:
-        line = f"{path}, line {row + 2}: {names[row]}"  # the header is line 1
-        if invalid[row]:
-            raise InputError(f"{line} has labels {texts.loc[row].tolist()}; expected 0 or 1, and not both 1")
-        raise InputError(f"{line} is listed twice")
+    table = _label_table(path)
+    names = csv_table.ids(table, ID)
+    values = pd.DataFrame({name: csv_table.numbers(table, name) for name in TARGETS})
+    invalid = ~values.isin([0, 1]).all(axis=1) | (values.sum(axis=1) > 1)
+    for line in names.index[invalid][:1]:
+        texts = table.columns.loc[line, list(TARGETS)].tolist()
+        raise InputError(f"{path}, line {line}: {names[line]} has labels {texts}; expected 0 or 1, and not both 1")
+    table = csv_table.drop_equal_rows(table, ID)
+    csv_table.log_assumptions(table)
+    values = values.loc[table.columns.index]
     classes = np.select([values["melanoma"] == 1, values["seborrheic_keratosis"] == 1], [MELANOMA, KERATOSIS], NEVUS)
-    return dict(zip(names, classes.tolist(), strict=True))
+    return dict(zip(names[values.index], classes.tolist(), strict=True))
+
+
+def _label_table(path: Path) -> csv_table.Table:
+    """The columns of a label file as text."""
+    table = csv_table.name_columns(csv_table.read(path), (ID, *TARGETS))
+    return csv_table.select(table, {ID: csv_table.ID_COLUMNS, **{name: (name,) for name in TARGETS}})
 
 
 def read_split(source: Path, split: str) -> list[Record]:
@@ -148,9 +152,10 @@ def superpixel_files(source: Path) -> int:
 
 def unused_labels(source: Path, splits: dict[str, list[Record]]) -> list[str]:
     """Ids in the label files of these splits that have no image."""
-    files = {split: label_file(source, split) for split in splits}
+    files = [path for split in splits if (path := label_file(source, split)).is_file()]
     known = {record.id for records in splits.values() for record in records}
-    return [name for path in files.values() if path.is_file() for name in read_labels(path) if name not in known]
+    listed = dict.fromkeys(name for path in files for name in csv_table.ids(_label_table(path), ID))
+    return [name for name in listed if name not in known]
 
 
 def read_source(source: Path) -> SourceContents:

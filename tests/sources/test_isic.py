@@ -102,7 +102,7 @@ def test_first_ten_missing_labels_are_named_and_the_rest_counted(own_source: Pat
 
 def test_labels_without_an_image_are_unused(own_source: Path) -> None:
     with isic.label_file(own_source, "val").open("a") as stream:
-        stream.write("ISIC_9999991,0.0,0.0\n")
+        stream.write("ISIC_9999991.jpg,0.0,0.0\n" * 2)
     assert isic.read_source(own_source).unused_labels == ["ISIC_9999991"]
 
 
@@ -116,11 +116,25 @@ def test_byte_order_mark_and_windows_line_ends_are_accepted(tmp_path: Path) -> N
     assert isic.read_labels(path) == {"a": MELANOMA, "b": NEVUS}
 
 
-@pytest.mark.parametrize("row", ["b,1,1", "b,2,0", "b,-1,0", "b,0.5,0", "b,yes,0", "b,,0", "b,nan,0", "a,0,0"])
+@pytest.mark.parametrize("row", ["b,1,1", "b,2,0", "b,-1,0", "b,0.5,0", "b,maybe,0", "b,,0", "b,nan,0", "a,0,0"])
 def test_bad_label_is_refused_with_its_line(tmp_path: Path, row: str) -> None:
     path = label_csv(tmp_path, f"{HEADER}a,1,0\n{row}\nc,0,0\n")
     with pytest.raises(InputError, match=rf"labels\.csv, line 3: {row[0]}"):
         isic.read_labels(path)
+
+
+def test_repeated_label_counts_once_and_a_different_one_is_refused_with_both_lines(tmp_path: Path) -> None:
+    assert isic.read_labels(label_csv(tmp_path, f"{HEADER}a,1,0\nb,0,0\na.jpg,1.0,FALSE\n")) == {
+        "a": MELANOMA,
+        "b": NEVUS,
+    }
+    with pytest.raises(InputError, match="line 4: A is listed twice with different content, first in line 2"):
+        isic.read_labels(label_csv(tmp_path, f"{HEADER}a,1,0\nb,0,0\nA,0,0\n"))
+
+
+def test_label_without_id_is_refused_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="line 3: no image id"):
+        isic.read_labels(label_csv(tmp_path, f"{HEADER}a,1,0\n,0,0\n"))
 
 
 def test_missing_column_is_named(tmp_path: Path) -> None:
