@@ -1,15 +1,19 @@
 """Groups of images by the patient's sex and age."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from melanoma.errors import InputError, list_first
+from melanoma.sources import csv_table
 
 import numpy as np
 import pandas as pd
 
 AGES = (40, 60)  # years, where the second and third band start
 AGE_BANDS = ("below 40 years", "40 to 59 years", "60 years and more")
+ID, AGE = "image_id", "age_approximate"
+COLUMNS = {ID: csv_table.ID_COLUMNS, AGE: (AGE, "age_approx", "age"), "sex": ("sex",)}  # and the names accepted
 UNKNOWN_SEX, UNKNOWN_AGE = "sex unknown", "age unknown"
 
 
@@ -17,29 +21,37 @@ def read_metadata(paths: Sequence[Path], ids: Mapping[str, Sequence[str]]) -> pd
     """Reads the columns age_approximate (years, NaN if unknown) and sex, indexed by image id.
 
     Args:
-        paths: CSV files with the columns image_id, age_approximate and sex, as published with the challenge.
-        ids: image ids of each split.
+        paths: CSV files with the columns image_id, age_approximate and sex, or other usual names of these (see
+            `COLUMNS`), in the dialects of `csv_table.read`. Equal rows of an id count once.
+        ids: image ids of each split; those of the files match them without regard to case.
+
+    Returns:
+        One row for each of `ids` that a file lists.
 
     Raises:
-        InputError: a file is not such a CSV, an id occurs more than once, or no id is in any split.
+        InputError: a file is not such a CSV, an id has two different rows, or no id is in any split.
     """
-    columns = ["image_id", "age_approximate", "sex"]
-    tables = []
-    for path in paths:
-        try:
-            table = pd.read_csv(path, dtype=str)
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: not a readable CSV file ({error})") from None
-        if missing := sorted(set(columns) - set(table.columns)):
-            raise InputError(f"{path} has no column {', '.join(missing)}; it has {', '.join(table.columns)}")
-        tables.append(table[columns])
-    metadata = pd.concat(tables).dropna(subset="image_id").set_index("image_id")
-    if duplicates := metadata.index[metadata.index.duplicated()].tolist():
-        raise InputError(f"--metadata: ids occur more than once: {list_first(duplicates)}")
-    metadata["age_approximate"] = pd.to_numeric(metadata["age_approximate"], errors="coerce")
-    if not metadata.index.isin([image_id for members in ids.values() for image_id in members]).any():
-        raise InputError("--metadata has no id of these images; ids must have no extension such as .jpg")
-    return metadata
+    metadata = pd.concat([_read_file(path) for path in paths]).drop_duplicates()
+    if repeated := metadata.loc[metadata["key"].duplicated(), "key"].tolist():
+        raise InputError(f"--metadata: the files differ in age or sex of: {list_first(repeated)}")
+    known = {name.casefold(): name for members in ids.values() for name in members}
+    metadata = metadata[metadata["key"].isin(known)]
+    if metadata.empty:
+        raise InputError("--metadata has no id of these images: the file must belong to the images of step 1")
+    return metadata.set_index(metadata["key"].map(known)).drop(columns="key")
+
+
+def _read_file(path: Path) -> pd.DataFrame:
+    """Columns key (id in lower case), age_approximate and sex of one file; errors as of `read_metadata`."""
+    table = csv_table.select(csv_table.read(path), COLUMNS)
+    table = csv_table.drop_equal_rows(table, ID)
+    ages, sexes = csv_table.numbers(table, AGE), table.columns["sex"].str.casefold()
+    unknown = int((ages.isna() & (table.columns[AGE] != "")).sum())
+    if unknown:
+        table = replace(table, assumptions=(*table.assumptions, f"unreadable ages taken as unknown: {unknown}"))
+    csv_table.log_assumptions(table)
+    key = csv_table.ids(table, ID).str.casefold()
+    return pd.DataFrame({"key": key, AGE: ages, "sex": sexes.replace({"f": "female", "m": "male"})})
 
 
 def subgroups(metadata: pd.DataFrame, ids: Sequence[str]) -> dict[str, np.ndarray]:

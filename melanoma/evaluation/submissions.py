@@ -6,6 +6,7 @@ from pathlib import Path
 from melanoma.artifacts.atomic import write_text
 from melanoma.classes import CLASSES, NEVUS, TASKS
 from melanoma.errors import InputError, list_first
+from melanoma.sources import csv_table
 
 import numpy as np
 import pandas as pd
@@ -27,8 +28,9 @@ def read(path: Path, ids: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
     """Reads a system's probabilities for every split that its file covers.
 
     Args:
-        path: CSV file with a header, columns in any order, or without one, columns in the challenge's order. Rows in
-            any order; ids with or without an extension such as .jpg.
+        path: CSV file with a header, columns in any order, or without one, columns in the challenge's order; in the
+            dialects of `csv_table.read`. Rows in any order; ids in any case, with or without an extension such as .jpg.
+            Equal rows of an id count once.
         ids: image ids of each split.
 
     Returns:
@@ -36,48 +38,32 @@ def read(path: Path, ids: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
         1 minus the other two columns and is negative if their sum exceeds 1.
 
     Raises:
-        InputError: the file is not such a CSV, repeats an id, has an unknown id, lacks an id of a split, or has a value
-            outside 0 to 1.
+        InputError: the file is not such a CSV, has two different rows of an id, has an unknown id, lacks an id of a
+            split, or has a value outside 0 to 1.
     """
-    names, values = _parse(path)
-    split_of_id = {name: split for split, members in ids.items() for name in members}
+    table = csv_table.name_columns(csv_table.read(path), (ID, *COLUMNS))
+    table = csv_table.select(table, {ID: csv_table.ID_COLUMNS, **{name: (name,) for name in COLUMNS}})
+    if table.columns.empty:
+        raise InputError(f"{path} contains no predictions")
+    table = csv_table.drop_equal_rows(table, ID)
+    csv_table.log_assumptions(table)
+    names = csv_table.ids(table, ID)
+    values = np.stack([csv_table.numbers(table, name, strict=True) for name in COLUMNS], axis=1)
+    split_of_id = {name.casefold(): split for split, members in ids.items() for name in members}
+    keys = names.str.casefold()
     problems: dict[str, np.ndarray] = {
-        "listed more than once": names.duplicated().to_numpy(),
-        "that are in no split of the data folder": ~names.isin(split_of_id).to_numpy(),
+        "that are in no split of the data folder": ~keys.isin(split_of_id).to_numpy(),
         "with a value outside 0 to 1": np.all((values >= 0) & (values <= 1), axis=1) == 0,  # true for NaN
     }
     for problem, wrong in problems.items():
         if wrong.any():
             raise InputError(f"{path} has ids {problem}: {list_first(names[wrong].unique().tolist())}")
-    rows = dict(zip(names, values, strict=True))
+    rows = dict(zip(keys, values, strict=True))
     found = {}
-    for split in dict.fromkeys(split_of_id[name] for name in names):
-        if missing := [name for name in ids[split] if name not in rows]:
+    for split in dict.fromkeys(split_of_id[key] for key in keys):
+        if missing := [name for name in ids[split] if name.casefold() not in rows]:
             raise InputError(f"{path} has no predictions for some ids of {split}: {list_first(missing)}")
         found[split] = np.empty((len(ids[split]), len(CLASSES)))
-        found[split][:, list(TASKS)] = [rows[name] for name in ids[split]]
+        found[split][:, list(TASKS)] = [rows[name.casefold()] for name in ids[split]]
         found[split][:, NEVUS] = 1 - found[split][:, list(TASKS)].sum(axis=1)
     return found
-
-
-def _parse(path: Path) -> tuple[pd.Series, np.ndarray]:
-    """Image ids without extension, and values, float (N, 2), NaN where there is no number; errors as of `read`."""
-    try:
-        table = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except ValueError as error:  # parser errors and encoding errors of pandas are ValueErrors
-        raise InputError(f"{path}: not a readable CSV file ({error})") from None
-    table = table.apply(lambda column: column.str.strip())
-    expected = [ID, *COLUMNS]
-    header = table.iloc[0].str.lower().tolist()
-    if ID in header:
-        if missing := [name for name in expected if header.count(name) != 1]:
-            raise InputError(f"{path} must have one column {', '.join(missing)}; it has {', '.join(header)}")
-        table = table.iloc[1:].set_axis(header, axis=1)[expected]
-    elif len(header) != len(expected):
-        raise InputError(f"{path} has {len(header)} columns; expected {','.join(expected)}")
-    if table.empty:
-        raise InputError(f"{path} contains no predictions")
-    names = table.iloc[:, 0].str.replace(r"\.(jpe?g|png)$", "", case=False, regex=True)
-    return names, table.iloc[:, 1:].apply(pd.to_numeric, errors="coerce").to_numpy(float)

@@ -22,7 +22,7 @@ DELIMITERS = {"\t": "tab", "|": "|", ";": ";", ",": ","}  # in order of preferen
 IMAGE_EXTENSION = r"\.(?:jpe?g|png|tiff?|bmp|webp)$"
 DECIMAL_COMMA = r"([+-]?\d*),(\d+(?:e[+-]?\d+)?)"
 VALUE = re.compile(rf"[+-]?(?:\d*[.,])?\d+(?:e[+-]?\d+)?|isic_\d+|.+{IMAGE_EXTENSION}")  # never a column's name
-EXCEL_HINT = re.compile(r'"?sep=(.)"?\r?\n')  # a first line that Excel writes and reads
+EXCEL_HINT = re.compile(r'"?sep=."?\r?\n')  # a first line that Excel writes and reads
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0e-\x1f]")  # of no text file
 UTF8 = "UTF-8"
 WORDS = {"true": "1", "yes": "1", "false": "0", "no": "0"}
@@ -71,17 +71,10 @@ def read(path: Path, header: bool | None = None) -> Table:
         names = [str(number) for number in range(1, len(names) + 1)]
     if repeated := [name for name in dict.fromkeys(names) if name and names.count(name) > 1]:
         raise InputError(f"{path}: more than one column is named {', '.join(repeated)}; rename or remove one")
-    for line, cells in lines.items():
-        if any(cells[len(names) :]):
-            raise InputError(
-                f"{path}, line {line}: {len(cells)} cells, but the first line has {len(names)}; "
-                "put a cell that contains the delimiter in double quotes"
-            )
-    rows = [(cells + [""] * len(names))[: len(names)] for cells in lines.values()]
-    columns = pd.DataFrame(rows, index=pd.Index(lines, name="line", dtype=int), columns=names, dtype=str)
-    named = [name != "" for name in names]
-    ignored = columns.loc[:, [not one for one in named]].ne("").any(axis=None)
-    columns = columns.loc[:, named]
+    columns = _frame(path, names, lines)
+    unnamed = columns.columns == ""
+    ignored = (columns.loc[:, unnamed] != "").to_numpy().any()
+    columns = columns.loc[:, ~unnamed]
     decimal_comma = any(columns[name].str.fullmatch(DECIMAL_COMMA, case=False).any() for name in columns)
     assumptions = {
         f"delimiter {DELIMITERS[delimiter]}": delimiter != ",",
@@ -115,7 +108,7 @@ def require(table: Table, columns: Sequence[str]) -> None:
         InputError: one does not; names those that are missing and those that there are.
     """
     if missing := [name for name in columns if name not in table.columns]:
-        raise InputError(f"{table.path}: no column {', '.join(missing)}; it has {', '.join(table.columns)}")
+        raise InputError(f"{table.path}: no column {', '.join(missing)}; it has {', '.join(table.columns.columns)}")
 
 
 def select(table: Table, columns: Mapping[str, Sequence[str]]) -> Table:
@@ -166,8 +159,8 @@ def numbers(table: Table, column: str, strict: bool = False) -> pd.Series:
     invalid = values.index[values.isna() & (texts != "")]
     if strict and len(invalid):
         line = invalid[0]
-        names = [name for name in ID_COLUMNS if name in table.columns] or list(table.columns)
-        image = table.columns.at[line, names[0]]
+        names = [name for name in ID_COLUMNS if name in table.columns] or table.columns.columns.tolist()
+        image = table.columns[names[0]][line]
         raise InputError(f"{table.path}, line {line}: {image} has {column} {texts[line]!r}; expected a number")
     return values
 
@@ -251,10 +244,20 @@ def _records(path: Path, text: str) -> tuple[dict[int, list[str]], str]:
     return records, delimiter
 
 
+def _frame(path: Path, names: Sequence[str], lines: Mapping[int, list[str]]) -> pd.DataFrame:
+    """Cells under these names; errors as of `read`."""
+    for line, cells in lines.items():
+        if any(cells[len(names) :]):
+            raise InputError(
+                f"{path}, line {line}: {len(cells)} cells, but the first line has {len(names)}; "
+                "put a cell that contains the delimiter in double quotes"
+            )
+    rows = [(cells + [""] * len(names))[: len(names)] for cells in lines.values()]
+    return pd.DataFrame(rows, index=pd.Index(lines, name="line", dtype=int), columns=list(names), dtype=str)
+
+
 def _delimiter(text: str) -> str:
     """The delimiter that gives a first line with an id column, or else the most cells."""
-    if (hint := EXCEL_HINT.match(text)) and hint[1] in DELIMITERS:
-        return hint[1]
     first = next(line for line in text.splitlines() if line.strip())
 
     def quality(delimiter: str) -> tuple[bool, int]:

@@ -11,6 +11,7 @@ from melanoma.dataset.splits import interleave
 from melanoma.dataset.workers import Workers
 from melanoma.metrics import bootstrap
 from melanoma.models import classifier
+from melanoma.sources import reader as source_reader
 from melanoma.sources.layouts import challenge_2017
 
 import numpy as np
@@ -55,7 +56,7 @@ def metrics(folder: Path, split: str) -> tuple[dict[str, float], dict[str, list[
 
 
 def test_official_splits_have_their_class_counts() -> None:
-    records = reader.read(SOURCE).splits
+    records = source_reader.read(SOURCE).splits
     counts = {split: np.bincount([record.label or 0 for record in found]).tolist() for split, found in records.items()}
     assert counts["train"] == [1372, 374, 254]
     assert counts["val"] == [78, 30, 42]
@@ -104,7 +105,7 @@ def test_scaled_decoding_is_close_to_full_decoding(size: int) -> None:
 
 
 def test_duplicates_of_the_challenge_are_found_and_nothing_else(tmp_path: Path) -> None:
-    source = reader.read(SOURCE).splits
+    source = source_reader.read(SOURCE).splits
     records = source["train"] + source["val"]
     with Workers(None) as workers, Cache(tmp_path, 64) as cache:
         cache.read(records, workers)

@@ -150,8 +150,8 @@ def test_finished_chain_has_every_file_of_the_contract(finished: Path, name: str
 
 
 def test_only_train_has_augmented_copies_of_the_minority_classes(finished: Path, source: Path) -> None:
-    for split, records in source_reader.read(source).splits.items():
-        originals = np.bincount([record.label or 0 for record in records], minlength=3)
+    for split in SPLITS:
+        originals = np.bincount([record.label or 0 for record in pipeline.records(source, split)], minlength=3)
         factors = (1, 3.5, 3.5) if split == "train" else (1, 1, 1)
         expected = [round(factor * count) for factor, count in zip(factors, originals.tolist(), strict=True)]
         assert np.bincount(reader(finished).load("labels", split=split)).tolist() == expected
@@ -340,8 +340,8 @@ def incomplete(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     In each split two images are named mole and mole_copy, three have no label and two others no mask.
     """
     changed = shutil.copytree(source, tmp_path_factory.mktemp("incomplete") / "source")
-    for split, records in source_reader.read(changed).splits.items():
-        for record, name in zip(records, ("mole", "mole_copy"), strict=False):
+    for split in SPLITS:
+        for record, name in zip(pipeline.records(changed, split), ("mole", "mole_copy"), strict=False):
             rename(changed, split, record, f"{split}_{name}")
     lines = ["image,label,mask,split"]
     for split, records in source_reader.read(changed).splits.items():
@@ -357,7 +357,7 @@ def incomplete(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     pipeline.run(contract.ROI, folder)
     pipeline.classify(folder, "--train", "head", "--folds", "2")
     pipeline.run(contract.EVALUATION, folder)
-    return {split: source_reader.read(table).splits[split] for split in SPLITS}, folder
+    return {split: pipeline.records(table, split) for split in SPLITS}, folder
 
 
 def test_images_without_label_or_mask_and_of_any_name_are_predicted(

@@ -40,10 +40,10 @@ def test_groups_without_images_are_left_out_and_missing_ids_are_unknown() -> Non
     ("content", "message"),
     [
         ("image_id,sex\nISIC_1,male\n", "no column age_approximate"),
-        ("image_id,age_approximate,sex\nISIC_1,30,male\nISIC_1,30,male\n", "more than once: ISIC_1"),
-        ("", "not a readable CSV"),
-        (None, "not a readable CSV"),
-        ("image_id,age_approximate,sex\nISIC_1.jpg,30,male\n,,\n,,\n", "has no id of these images"),
+        ("image_id,age_approximate,sex\nISIC_1,30,male\nISIC_1,35,male\n", "line 3: ISIC_1 is listed twice"),
+        ("", "the file is empty"),
+        (None, "no such file"),
+        ("image_id,age_approximate,sex\nISIC_2,30,male\n,,\n,,\n", "has no id of these images"),
     ],
 )
 def test_unusable_metadata_is_refused(content: str | None, message: str, tmp_path: Path) -> None:
@@ -52,6 +52,36 @@ def test_unusable_metadata_is_refused(content: str | None, message: str, tmp_pat
         path.write_text(content)
     with pytest.raises(InputError, match=message):
         subgroups.read_metadata([path], {"val": ["ISIC_1"]})
+
+
+@pytest.mark.parametrize(
+    "header", ["image_id,age_approximate,sex", "isic_id,age_approx,sex", "image_name,AGE,Sex", "image,age,sex"]
+)
+def test_usual_column_names_and_spellings_are_read(header: str, tmp_path: Path) -> None:
+    path = tmp_path / "metadata.csv"
+    path.write_text(f"{header}\nisic_1.jpg,30,F\nISIC_2,85+,Male\nISIC_2,85+,male\nISIC_9,,\n")
+    metadata = subgroups.read_metadata([path], {"val": ["ISIC_1"], "test": ["ISIC_2", "ISIC_3"]})
+    assert metadata.index.tolist() == ["ISIC_1", "ISIC_2"]
+    assert metadata["sex"].tolist() == ["female", "male"]
+    assert metadata["age_approximate"][["ISIC_1"]].tolist() == [30] and np.isnan(metadata["age_approximate"]["ISIC_2"])
+
+
+def test_ages_that_are_no_number_are_counted_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "melanoma")
+    path = tmp_path / "metadata.csv"
+    path.write_text("image;age;sex\nISIC_1;old;male\nISIC_2;;male\n")
+    subgroups.read_metadata([path], {"val": ["ISIC_1"]})
+    assert caplog.messages == [f"{path}: read with delimiter ;, unreadable ages taken as unknown: 1"]
+
+
+def test_files_may_repeat_an_image_but_not_differ(tmp_path: Path) -> None:
+    paths = [tmp_path / "first.csv", tmp_path / "second.csv"]
+    paths[0].write_text("image_id,age_approximate,sex\nISIC_1,30,male\n")
+    paths[1].write_text("image_id,age_approximate,sex\nisic_1,30.0,male\n")
+    assert len(subgroups.read_metadata(paths, {"val": ["ISIC_1"]})) == 1
+    paths[1].write_text("image_id,age_approximate,sex\nisic_1,,male\n")
+    with pytest.raises(InputError, match="the files differ in age or sex of: isic_1"):
+        subgroups.read_metadata(paths, {"val": ["ISIC_1"]})
 
 
 def test_metadata_of_other_images_is_refused_before_results_are_removed(own_chain: Path, tmp_path: Path) -> None:

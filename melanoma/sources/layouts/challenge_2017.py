@@ -84,18 +84,20 @@ def read_labels(path: Path) -> dict[str, int]:
             or 1, or both are 1; names the line.
     """
     table = _read_table(path)
+    csv_table.log_assumptions(table)
     classes = [COLUMNS.get(column, NEVUS) for column in indicated(table, list(COLUMNS))]
     return dict(zip(csv_table.ids(table, "image_id"), classes, strict=True))
 
 
 def _read_table(path: Path) -> csv_table.Table:
-    names = {"image_id": csv_table.ID_COLUMNS} | {name: [name] for name in COLUMNS}
-    return csv_table.drop_equal_rows(csv_table.select(csv_table.read(path), names), "image_id")
+    table = csv_table.name_columns(csv_table.read(path), ("image_id", *COLUMNS))
+    names = {"image_id": csv_table.ID_COLUMNS} | {name: (name,) for name in COLUMNS}
+    return csv_table.drop_equal_rows(csv_table.select(table, names), "image_id")
 
 
 def read(files: Files) -> Reading:
     """Reads the splits that have images, each with its own CSV."""
-    annotations = {}
+    annotations: dict[str | None, Annotations] = {}
     for split, name in NAMES.items():
         for path in files.table_paths:
             if path.name.lower() == LABEL_FILE.format(name).lower():

@@ -45,7 +45,7 @@ def read(files: Files) -> Reading:
         for entry in reading.entries
         if key(entry.pair.id) in other_types
     ]
-    return Reading(entries, [*reading.left_out, *others], reading.unused_rows, reading.remarks)
+    return Reading(entries, [*reading.left_out, *others], reading.unused_rows)
 
 
 LAYOUT = Layout("isic-cli", "ISIC archive, as isic-cli downloads it", recognise, read)

@@ -35,7 +35,7 @@ class Reading:
     entries: Sequence[Entry]
     left_out: Sequence[LeftOut] = ()
     unused_rows: Sequence[str] = ()  # ids in tables that have no image
-    remarks: Sequence[str] = ()
+    remarks: Sequence[str] = ()  # what should be known
 
 
 @dataclass(frozen=True)
@@ -70,25 +70,21 @@ class Annotations:
         diagnoses: Sequence[str] | None = None,
         groups: Sequence[str] | None = None,
     ) -> None:
-        """Adds the rows of a table; what an earlier table said and this one does not is kept.
+        """Adds the rows of a table and logs how it was read; what an earlier table said and this one does not is kept.
 
         Args:
-            table: for the log.
+            table: the table.
             ids: of the images.
             diagnoses: of every image, "" where it is unknown; None: the table has none.
             groups: lesion or patient of every image, "" where it is unknown; None: the table has none.
         """
+        csv_table.log_assumptions(table)
         self.tables.append(table)
         unknown = [""] * len(ids)
         for name, diagnosis, group in zip(ids, diagnoses or unknown, groups or unknown, strict=True):
             known = self.by_id.get(key(name), Annotation())
             self.by_id[key(name)] = Annotation(diagnosis or known.diagnosis, group or known.group)
             self.names[key(name)] = name
-
-    @property
-    def remarks(self) -> list[str]:
-        """What was assumed when the tables were read."""
-        return [f"{table.path.name}: {', '.join(table.assumptions)}" for table in self.tables if table.assumptions]
 
 
 def column(table: csv_table.Table, *names: str) -> list[str] | None:
@@ -149,4 +145,4 @@ def read_annotated(
     ids = {key(one.id) for one in pairs}
     tables = {id(one): one for one in by_split.values()}.values()
     unused = [one.names[name] for one in tables for name in one.by_id if name not in ids]
-    return Reading(entries, left_out, unused, [remark for one in tables for remark in one.remarks])
+    return Reading(entries, left_out, unused)

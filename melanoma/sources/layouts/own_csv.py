@@ -5,6 +5,7 @@ there is none. split: train, val or test. group: lesion or patient.
 """
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from melanoma.errors import InputError
@@ -42,9 +43,10 @@ def read_table(table: csv_table.Table) -> Reading:
     csv_table.require(table, ["image"])
     columns = table.columns.reindex(columns=list(COLUMNS), fill_value="")
     repeated = columns.duplicated()
-    columns, count = columns[~repeated], int(repeated.sum())
-    for line in columns.index[columns["image"].duplicated()][:1]:
-        raise InputError(f"{table.path}, line {line}: {columns.at[line, 'image']} is listed twice; remove one line")
+    columns, notes = columns[~repeated], [f"{repeated.sum()} rows that occur twice"] * bool(repeated.any())
+    csv_table.log_assumptions(replace(table, assumptions=(*table.assumptions, *notes)))
+    for line, name in columns.loc[columns["image"].duplicated(), "image"].items():
+        raise InputError(f"{table.path}, line {line}: {name} is listed twice; remove one line")
     if empty := columns.index[columns["image"] == ""].tolist():
         raise InputError(f"{table.path}, line {empty[0]}: no image")
     stems = Counter(key(Path(name).stem) for name in columns["image"])
@@ -64,8 +66,7 @@ def read_table(table: csv_table.Table) -> Reading:
     if len({entry.pair.split is None for entry in entries}) > 1:
         line = columns.index[columns["split"] == ""][0]
         raise InputError(f"{table.path}, line {line}: no split, though other lines have one")
-    assumptions = [*table.assumptions, *[f"{count} rows that occur twice"] * bool(count)]
-    return Reading(entries, remarks=[f"{table.path.name}: {', '.join(assumptions)}"] if assumptions else [])
+    return Reading(entries)
 
 
 def _find(folder: Path, name: str) -> Path:
