@@ -255,6 +255,8 @@ def test_delimiter_is_the_one_that_separates_the_id_column(tmp_path: Path) -> No
     path = tmp_path / "table.csv"
     path.write_text("image_id;age, in years;place, side, distance in cm\nISIC_1;40;back\n")
     assert csv_table.read(path).columns["image_id"].tolist() == ["ISIC_1"]
+    path.write_text('"left, on the arm, 3/ISIC_1.png";0,5;1\n')
+    assert csv_table.read(path).columns.to_numpy().tolist() == [["left, on the arm, 3/ISIC_1.png", "0,5", "1"]]
 
 
 @pytest.mark.parametrize(
