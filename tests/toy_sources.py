@@ -1,4 +1,4 @@
-"""Small data sets in every layout, for tests: images are plain squares of a colour of their own."""
+"""Small data sets in every layout, for tests: every image has a colour and a texture of its own, and a darker disc."""
 
 import colorsys
 from collections.abc import Iterable
@@ -11,12 +11,11 @@ SIDE = 72  # pixels
 
 
 def image(path: Path, number: int = 0) -> Path:
-    """Writes an image whose colour depends on the number, with a darker disc."""
+    """Writes an image that depends on the number."""
     path.parent.mkdir(parents=True, exist_ok=True)
     colour = np.array(colorsys.hsv_to_rgb(0.05 + number % 17 / 20, 0.4, 0.9)) * 255
-    pixels = np.tile(colour, (SIDE, SIDE, 1))
-    pixels[disc(number)] *= 0.5
-    pixels += np.random.default_rng(number).normal(0, 6, pixels.shape)
+    texture = np.random.default_rng(number).normal(1, 0.12, (SIDE // 3, SIDE // 3)).repeat(3, axis=0).repeat(3, axis=1)
+    pixels = texture[..., None] * colour * np.where(disc(number), 0.5, 1.0)[..., None]
     Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
     return path
 
