@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from melanoma.artifacts.store import Store
-from melanoma.dataset.batches import Batches, BatchOptions
 from melanoma.dataset.splits import Member, are_original, assign_folds, list_members, out_of_fold_mask
 from melanoma.log import log
 from melanoma.models import losses, segmentation
 from melanoma.training import checkpoints, distributed, loop
+from melanoma.training.batches import Batches, BatchOptions
 from melanoma.training.callbacks import Draw, TrainingRun
 
 import keras
