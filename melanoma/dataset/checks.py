@@ -7,7 +7,7 @@ from pathlib import Path
 
 from melanoma.artifacts.atomic import write_text
 from melanoma.classes import CLASSES, SPLITS
-from melanoma.dataset import decode, duplicates
+from melanoma.dataset import duplicates, masks
 from melanoma.dataset.cache import Cache
 from melanoma.dataset.workers import Workers
 from melanoma.errors import InputError, list_first
@@ -77,8 +77,8 @@ class Report:
         if self.source.unused_labels:
             names = list_first(self.source.unused_labels)
             yield f"{len(self.source.unused_labels)} ids in the label files have no image and are ignored: {names}"
-        if count := self.conversions.get(decode.GREY_VALUES):
-            yield f"{decode.GREY_VALUES}: {count}"
+        if count := self.conversions.get(masks.GREY_VALUES):
+            yield f"{masks.GREY_VALUES}: {count}"
         if leaks := [duplicate for duplicate in self.duplicates if duplicate.leaks]:
             pairs = list_first([f"{pair.record.id} = {pair.other.id} ({pair.other_split})" for pair in leaks])
             yield f"{len(leaks)} duplicates across two splits: {pairs}"
@@ -104,7 +104,7 @@ class Report:
         more = f" and {len(sizes) - MOST_FREQUENT} other sizes" if len(sizes) > MOST_FREQUENT else ""
         yield "image sizes: " + ", ".join(f"{size} ({count})" for size, count in sizes[:MOST_FREQUENT]) + more
         for what, count in sorted(self.conversions.items()):
-            if what != decode.GREY_VALUES:
+            if what != masks.GREY_VALUES:
                 yield f"converted: {what}: {count}"
         if self.source.superpixels:
             yield f"{self.source.superpixels} superpixel files skipped"

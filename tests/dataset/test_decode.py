@@ -215,5 +215,7 @@ def test_masks_of_every_mode_are_decoded_as_by_pillow(mode: str, tmp_path: Path)
         mask = Image.fromarray(grey).convert(mode)
     mask.save(path)
     expected = mask.convert("L") if mode != "I;16" else Image.fromarray(grey)
-    with decode.open_image(path) as opened:
-        assert np.array_equal(np.asarray(decode.decode_mask(opened, path, 16)), np.asarray(expected))
+    opened, _ = decode.open_image(path)
+    with opened:
+        decoded, _ = decode.decode_mask(opened, path)
+    assert np.array_equal(np.asarray(decoded), np.asarray(expected))
