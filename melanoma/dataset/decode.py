@@ -121,6 +121,8 @@ def file_notes(image: Image.Image, path: Path) -> list[str]:
     if getattr(image, "is_animated", False):  # also of pages; n_frames would read all of them
         notes.append(FIRST_OF_SEVERAL)
     try:
+        if block := image.info.get("exif"):
+            Image.Exif().load(block)  # because opening a JPEG with a broken block leaves an empty one for getexif
         if Image.Image.getexif(image).get(ORIENTATION, 1) != 1:  # the method of PNG images would decode them
             notes.append("EXIF orientation ignored")
     except DAMAGED:

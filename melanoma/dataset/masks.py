@@ -133,10 +133,10 @@ def binarize(mask: Image.Image, path: Path, size: int) -> tuple[np.ndarray, list
 def doubts(image: np.ndarray, lesion: np.ndarray) -> list[str]:
     """Why a mask may be wrong for its image; takes about 0.2 ms.
 
-    An inverted mask covers more than FRAME_COVER of the image's frame, and is brighter inside of its border than outside.
-    A mask of another image often crosses even skin: the colours on both sides of its border differ by less than
-    MIN_CONTRAST. Fractions of masks that are doubted, measured on real pairs, on the same pairs with inverted masks, and
-    with masks of other images taken at random:
+    An inverted mask covers more than FRAME_COVER of the image's frame, and is brighter inside of its border than
+    outside. A mask of another image often crosses even skin: the colours on both sides of its border differ by less
+    than MIN_CONTRAST. Fractions of masks that are doubted, measured on real pairs, on the same pairs with inverted
+    masks, and with masks of other images taken at random:
 
     | pairs                             | real: INVERTED, FOREIGN | inverted: INVERTED | of another image: FOREIGN |
     |-----------------------------------|-------------------------|--------------------|---------------------------|

@@ -1,6 +1,7 @@
 """Values of masks, and doubts about masks."""
 
 from pathlib import Path
+from typing import Any
 
 from melanoma.dataset import decode, masks
 from melanoma.errors import InputError
@@ -13,11 +14,16 @@ LESION = np.zeros((60, 80), bool)
 LESION[20:41, 30:60] = True
 
 
-def read(folder: Path, mask: Image.Image, name: str = "mask.png", **options: object) -> decode.Decoded:
+def read(folder: Path, mask: Image.Image, name: str = "mask.png", **options: Any) -> decode.Decoded:
     """Reads a mask of the size of LESION with an image."""
     Image.fromarray(np.where(LESION, 90, 200).astype(np.uint8)).convert("RGB").save(folder / "image.png")
     mask.save(folder / name, **options)
     return decode.read_pair(folder / "image.png", folder / name, 32)
+
+
+def lesion_of(decoded: decode.Decoded) -> np.ndarray:
+    assert decoded.mask is not None
+    return decoded.mask
 
 
 def grey(inside: int, outside: int, kind: type = np.uint8) -> Image.Image:
@@ -40,8 +46,8 @@ def palette() -> Image.Image:
 
 @pytest.fixture
 def expected(tmp_path: Path) -> np.ndarray:
-    mask = read(tmp_path, grey(255, 0)).mask
-    assert mask is not None and 0 < mask.sum() < mask.size
+    mask = lesion_of(read(tmp_path, grey(255, 0)))
+    assert 0 < mask.sum() < mask.size
     return mask
 
 
@@ -68,13 +74,13 @@ UNUSUAL = {
 @pytest.mark.parametrize("name", STANDARD)
 def test_black_and_white_mask_needs_no_note(name: str, expected: np.ndarray, tmp_path: Path) -> None:
     decoded = read(tmp_path, STANDARD[name])
-    assert np.array_equal(decoded.mask, expected) and decoded.notes == ()
+    assert np.array_equal(lesion_of(decoded), expected) and decoded.notes == ()
 
 
 @pytest.mark.parametrize("name", UNUSUAL)
 def test_brighter_of_two_values_is_the_lesion(name: str, expected: np.ndarray, tmp_path: Path) -> None:
     decoded = read(tmp_path, UNUSUAL[name])
-    assert np.array_equal(decoded.mask, expected) and decoded.notes == (masks.OTHER_VALUES,)
+    assert np.array_equal(lesion_of(decoded), expected) and decoded.notes == (masks.OTHER_VALUES,)
 
 
 @pytest.mark.parametrize(
@@ -83,14 +89,14 @@ def test_brighter_of_two_values_is_the_lesion(name: str, expected: np.ndarray, t
 )
 @pytest.mark.parametrize("values", [(255, 0), (1, 0)])
 def test_mask_of_any_lossless_format_is_read(
-    name: str, options: dict[str, object], values: tuple[int, int], expected: np.ndarray, tmp_path: Path
+    name: str, options: dict[str, Any], values: tuple[int, int], expected: np.ndarray, tmp_path: Path
 ) -> None:
-    assert np.array_equal(read(tmp_path, grey(*values), name, **options).mask, expected)
+    assert np.array_equal(lesion_of(read(tmp_path, grey(*values), name, **options)), expected)
 
 
 def test_jpeg_mask_is_thresholded(expected: np.ndarray, tmp_path: Path) -> None:
     decoded = read(tmp_path, grey(255, 0), "mask.jpg", quality=60)
-    assert decoded.mask is not None and (decoded.mask != expected).mean() < 0.01
+    assert (lesion_of(decoded) != expected).mean() < 0.01
     assert decoded.notes == (masks.GREY_VALUES,)
 
 
@@ -99,7 +105,7 @@ def test_floating_point_mask_of_two_values_is_read(
     values: tuple[float, float], expected: np.ndarray, tmp_path: Path
 ) -> None:
     mask = Image.fromarray(np.where(LESION, *values).astype(np.float32))
-    assert np.array_equal(read(tmp_path, mask, "mask.tif").mask, expected)
+    assert np.array_equal(lesion_of(read(tmp_path, mask, "mask.tif")), expected)
 
 
 @pytest.mark.parametrize("colour", [0, 255, "noise"])
@@ -110,12 +116,12 @@ def test_alpha_channel_is_the_mask_if_only_it_has_two_values(
     channels[..., :3] = np.random.default_rng(0).integers(0, 256, (60, 80, 3)) if colour == "noise" else colour
     channels[..., 3] = np.where(LESION, 255, 0)
     decoded = read(tmp_path, Image.fromarray(channels))
-    assert np.array_equal(decoded.mask, expected) and decoded.notes == (masks.ALPHA_CHANNEL,)
+    assert np.array_equal(lesion_of(decoded), expected) and decoded.notes == (masks.ALPHA_CHANNEL,)
 
 
 def test_colours_are_the_mask_if_they_have_two_values(expected: np.ndarray, tmp_path: Path) -> None:
     decoded = read(tmp_path, coloured((255, 255, 255, 0), (0, 0, 0, 255)))
-    assert np.array_equal(decoded.mask, expected)
+    assert np.array_equal(lesion_of(decoded), expected)
 
 
 @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
