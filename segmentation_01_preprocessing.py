@@ -106,6 +106,7 @@ def check(sources: list[Source], cache: Cache, workers: Workers, arguments: argp
         log.info(line)
     report.write(arguments.graphics)
     figures.draw_duplicates(arguments.graphics / "duplicates.png", report.duplicates, cache)
+    figures.draw_doubtful_masks(arguments.graphics / "doubtful_masks.png", report.doubtful_masks(), cache)
     report.raise_problems(arguments.graphics, arguments.skip_bad, arguments.strict)
     return report
 

@@ -22,9 +22,9 @@ from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
 from melanoma.classes import CLASSES
 from melanoma.cli import flags, locking
-from melanoma.dataset.batches import Batches, BatchOptions
 from melanoma.models import backbones, classifier
 from melanoma.training import checkpoints, distributed, loop
+from melanoma.training.batches import Batches, BatchOptions
 from melanoma.training.callbacks import TrainingRun
 
 import numpy as np

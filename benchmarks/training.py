@@ -32,11 +32,11 @@ from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
 from melanoma.classes import CLASSES
 from melanoma.cli import flags, hardware
-from melanoma.dataset.batches import Batches, BatchOptions
 from melanoma.inference import openvino
 from melanoma.inference.predict import predict
 from melanoma.models import backbones, classifier, losses, segmentation
 from melanoma.training import checkpoints, loop
+from melanoma.training.batches import Batches, BatchOptions
 from melanoma.training.callbacks import TrainingRun
 
 import keras

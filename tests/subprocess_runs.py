@@ -20,10 +20,10 @@ from typing import Any
 from unittest import mock
 
 from melanoma.cli import run as cli
-from melanoma.dataset.batches import Batches, BatchOptions
 from melanoma.inference.ensemble import load
 from melanoma.models import backbones, classifier, segmentation
 from melanoma.training import callbacks, checkpoints, distributed, loop
+from melanoma.training.batches import Batches, BatchOptions
 
 import keras
 import numpy as np

@@ -5,8 +5,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from melanoma.dataset.batches import Batches, BatchOptions
 from melanoma.training import distributed, loop
+from melanoma.training.batches import Batches, BatchOptions
 from melanoma.training.callbacks import Draw, TrainingRun
 from melanoma.training.checkpoints import Checkpoint
 

@@ -1,6 +1,7 @@
 """Keeps decoded images and masks in a file until the arrays are written, so that an interrupted run can resume."""
 
 import hashlib
+import inspect
 import json
 import sqlite3
 from collections.abc import Sequence
@@ -9,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 
-from melanoma.dataset import decode
+from melanoma.dataset import decode, masks
 from melanoma.dataset.workers import Workers
 from melanoma.errors import InputError
 from melanoma.log import log, progress
@@ -28,7 +29,8 @@ class ReadInfo:
     """What is known of an image after decoding."""
 
     size: tuple[int, int]  # width and height of its file, in pixels
-    notes: tuple[str, ...]  # what was converted, in the image or its mask
+    notes: tuple[str, ...]  # what was converted or ignored, in the image or its mask
+    doubts: tuple[str, ...]  # why image or mask may be wrong
 
 
 class Cache:
@@ -46,7 +48,8 @@ class Cache:
             size: side of the decoded images in pixels.
         """
         self.path, self.size = data / NAME, size
-        made_by = repr((Path(decode.__file__).read_bytes(), version("pillow"), LAYOUT, size))
+        code = [inspect.getsource(module) for module in (decode, masks)]
+        made_by = repr((code, version("pillow"), LAYOUT, size))
         self.version = int.from_bytes(hashlib.sha256(made_by.encode()).digest()[:4], "big") >> 1  # SQLite keeps 31 bits
         self.connection: sqlite3.Connection
         self.keys: dict[Record, str] = {}  # of the files before they were read
@@ -146,15 +149,15 @@ class Cache:
             self.connection.execute("COMMIT")
 
     def _add(self, record: Record, decoded: decode.Decoded) -> None:
-        info = json.dumps([decoded.size, decoded.notes])
+        info = json.dumps([decoded.size, decoded.notes, decoded.doubts])
         arrays = (decoded.thumbnail, decoded.image, decoded.mask)
         row = (self.keys[record], info, *(None if array is None else array.tobytes() for array in arrays))
         self.connection.execute("INSERT OR REPLACE INTO decoded VALUES (?, ?, ?, ?, ?)", row)
         self._set_info(record, info)
 
     def _set_info(self, record: Record, text: str) -> None:
-        (width, height), notes = json.loads(text)
-        self.info[record] = ReadInfo((width, height), tuple(notes))
+        (width, height), notes, doubts = json.loads(text)
+        self.info[record] = ReadInfo((width, height), tuple(notes), tuple(doubts))
 
     def _select(self, record: Record, columns: str) -> tuple[bytes | None, ...]:
         query = f"SELECT {columns} FROM decoded WHERE key = ?"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from melanoma.artifacts.atomic import write_text
 from melanoma.classes import CLASSES, SPLITS
-from melanoma.dataset import decode, duplicates
+from melanoma.dataset import duplicates, masks
 from melanoma.dataset.cache import Cache
 from melanoma.dataset.workers import Workers
 from melanoma.errors import InputError, list_first
@@ -114,13 +114,18 @@ class Report:
         """What should be looked at, one line each; --strict stops at any."""
         for source in self.sources:
             yield from source.warnings
-        if count := self.conversions.get(decode.GREY_VALUES):
-            yield f"{decode.GREY_VALUES}: {count}"
+        if count := self.conversions.get(masks.GREY_VALUES):
+            yield f"{masks.GREY_VALUES}: {count}"
         for doubt, records in self.doubts.items():
             yield f"{doubt}: {len(records)}: {list_first([record.id for record in records])}"
         if leaks := [duplicate for duplicate in self.duplicates if duplicate.leaks]:
             pairs = list_first([f"{pair.record.id} = {pair.other.id} ({pair.other_split})" for pair in leaks])
             yield f"{len(leaks)} duplicates across two splits: {pairs}"
+
+    def doubtful_masks(self) -> list[tuple[Record, str]]:
+        """Images whose masks should be looked at, and why."""
+        kinds = (masks.INVERTED, masks.FOREIGN, masks.FULL, masks.EMPTY)
+        return [(record, doubt) for doubt in kinds for record in self.doubts.get(doubt, [])]
 
     def gaps(self) -> Iterator[str]:
         """What the splits do not contain, and the consequence."""
@@ -145,7 +150,7 @@ class Report:
         more = f" and {len(sizes) - MOST_FREQUENT} other sizes" if len(sizes) > MOST_FREQUENT else ""
         yield "image sizes: " + ", ".join(f"{size} ({count})" for size, count in sizes[:MOST_FREQUENT]) + more
         for what, count in sorted(self.conversions.items()):
-            if what != decode.GREY_VALUES:
+            if what != masks.GREY_VALUES:
                 yield f"converted: {what}: {count}"
         if repeats := [duplicate for duplicate in self.duplicates if not duplicate.leaks]:
             names = list_first([f"{pair.record.id} = {pair.other.id}" for pair in repeats])

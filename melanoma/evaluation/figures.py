@@ -17,11 +17,13 @@ from melanoma.evaluation import plots
 from melanoma.evaluation.scoring import System
 from melanoma.log import log
 from melanoma.metrics import bootstrap, classification, segmentation
+from melanoma.sources.records import Record
 
 import numpy as np
 import pandas as pd
 
 PAIRS = 8  # duplicates shown
+DOUBTS, DOUBTS_PER_ROW = 12, 4  # doubtful masks shown
 ORIGINALS, COPIES = 2, 3  # of each minority class, and of each original, in the figure of augmented copies
 MASKS = 4  # worst, median and best masks shown, of each
 IMAGES = 2  # of each class in the figure of regions of interest
@@ -79,6 +81,25 @@ def draw_duplicates(path: Path, pairs: Sequence[checks.Duplicate], cache: Cache)
     if tiles:
         title = f"Duplicates, {len(shown)} of {len(pairs)} pairs"
         plots.image_grid(path, [tiles[start : start + 4] for start in range(0, len(tiles), 4)], title)
+
+
+def draw_doubtful_masks(path: Path, records: Sequence[tuple[Record, str]], cache: Cache) -> None:
+    """Draws the first images with doubtful masks, darkened outside of these; removes an old figure if there are none.
+
+    Args:
+        path: PNG to write.
+        records: records with masks, and the doubt about each.
+        cache: cache into which the records were read.
+    """
+    path.unlink(missing_ok=True)
+    tiles = []
+    for record, doubt in records[:DOUBTS]:
+        image, mask = cache.pixels(record)
+        shown = image if mask is None else image // (2 - mask)
+        tiles.append(plots.Tile(shown, f"{record.id}\n{doubt}", truth=mask))
+    if tiles:
+        rows = [tiles[start : start + DOUBTS_PER_ROW] for start in range(0, len(tiles), DOUBTS_PER_ROW)]
+        plots.image_grid(path, rows, f"Doubtful masks, {len(tiles)} of {len(records)}; outside darkened")
 
 
 def draw_copies(store: Store, path: Path) -> None:

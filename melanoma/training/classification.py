@@ -8,13 +8,13 @@ from typing import Any
 from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
 from melanoma.classes import CLASSES
-from melanoma.dataset.batches import Batches, BatchOptions
 from melanoma.dataset.splits import UNLABELLED, Member, are_original, assign_folds, list_members, out_of_fold_mask
 from melanoma.errors import InputError, StageError
 from melanoma.inference.predict import predict
 from melanoma.log import log
 from melanoma.models import backbones, classifier
 from melanoma.training import checkpoints, distributed, loop
+from melanoma.training.batches import Batches, BatchOptions
 from melanoma.training.callbacks import Draw, TrainingRun
 
 import keras

@@ -30,10 +30,10 @@ from pathlib import Path
 from typing import Any
 
 from melanoma.cli import locking, run
-from melanoma.dataset.batches import Batches
 from melanoma.errors import InputError
 from melanoma.log import log
 from melanoma.models import backbones, fused_batchnorm
+from melanoma.training.batches import Batches
 
 import keras
 import numpy as np

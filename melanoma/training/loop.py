@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from melanoma.cli import hardware
-from melanoma.dataset.batches import Batches
 from melanoma.errors import InputError
 from melanoma.log import log
+from melanoma.training.batches import Batches
 from melanoma.training.callbacks import CheckpointCallback, TrainingRun
 
 import keras

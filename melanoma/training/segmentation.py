@@ -7,7 +7,6 @@ from typing import Any
 
 from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
-from melanoma.dataset.batches import Batches, BatchOptions
 from melanoma.dataset.splits import (
     Member,
     are_original,
@@ -21,6 +20,7 @@ from melanoma.errors import InputError, StageError
 from melanoma.log import log
 from melanoma.models import losses, segmentation
 from melanoma.training import checkpoints, distributed, loop
+from melanoma.training.batches import Batches, BatchOptions
 from melanoma.training.callbacks import Draw, TrainingRun
 
 import keras

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from melanoma.artifacts import contract
 from melanoma.classes import KERATOSIS, MELANOMA
-from melanoma.dataset import decode, duplicates
+from melanoma.dataset import decode, duplicates, masks
 from melanoma.dataset.cache import Cache
 from melanoma.dataset.splits import interleave
 from melanoma.dataset.workers import Workers
@@ -99,7 +99,7 @@ def test_scaled_decoding_is_close_to_full_decoding(size: int) -> None:
         decoded = decode.read_pair(record.image, record.mask, size)
         with Image.open(record.image) as image, Image.open(record.mask) as mask:
             full = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR)).astype(int)
-            area = (np.asarray(mask.resize((size, size), Image.Resampling.BILINEAR)) > decode.THRESHOLD).mean()
+            area = (np.asarray(mask.resize((size, size), Image.Resampling.BILINEAR)) > masks.THRESHOLD).mean()
         assert abs(full - decoded.image).mean() <= 2
         assert decoded.mask is not None and decoded.mask.mean() == pytest.approx(area, rel=0.005)
 

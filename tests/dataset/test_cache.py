@@ -1,10 +1,12 @@
 """The cache of decoded images."""
 
+import inspect
 import shutil
 from pathlib import Path
+from types import ModuleType
 
-from melanoma.dataset import decode
-from melanoma.dataset.cache import NAME, Cache
+from melanoma.dataset import decode, masks
+from melanoma.dataset.cache import NAME, Cache, ReadInfo
 from melanoma.dataset.workers import Workers
 from melanoma.errors import InputError
 from melanoma.sources.records import Record
@@ -12,6 +14,7 @@ from melanoma.sources.records import Record
 import numpy as np
 import pipeline
 import pytest
+from PIL import Image
 
 
 @pytest.fixture
@@ -40,7 +43,7 @@ def count_decoded(data: Path, records: list[Record], monkeypatch: pytest.MonkeyP
             else:
                 assert np.array_equal(mask, decoded.mask)
             assert np.array_equal(cache.thumbnail(record), decoded.thumbnail)
-            assert cache.info[record].size == decoded.size and cache.info[record].notes == decoded.notes
+            assert cache.info[record] == ReadInfo(decoded.size, decoded.notes, decoded.doubts)
     return count
 
 
@@ -53,6 +56,28 @@ def test_image_is_decoded_again_only_if_its_file_changed(
     assert count_decoded(tmp_path, records, monkeypatch) == 1
     without_mask = Record(records[2].id, records[2].image, None, None)
     assert count_decoded(tmp_path, [without_mask], monkeypatch) == 1
+
+
+@pytest.mark.parametrize("module", [decode, masks])
+def test_cache_of_other_code_is_not_used(
+    module: ModuleType, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count_decoded(tmp_path, records, monkeypatch)
+    source = inspect.getsource
+    monkeypatch.setattr(inspect, "getsource", lambda one: source(one) + "changed" * (one is module))
+    assert count_decoded(tmp_path, records, monkeypatch) == len(records)
+
+
+def test_cache_keeps_doubts(records: list[Record], tmp_path: Path) -> None:
+    mask = records[0].mask
+    assert mask
+    with Image.open(mask) as opened:
+        empty = Image.new("L", opened.size)
+    empty.save(mask)
+    for _ in range(2):
+        with Cache(tmp_path, 32) as cache, Workers(1) as workers:
+            cache.read(records, workers)
+            assert masks.EMPTY in cache.info[records[0]].doubts
 
 
 def test_cache_of_another_size_or_decoder_is_not_used(

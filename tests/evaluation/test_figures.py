@@ -4,7 +4,9 @@ from pathlib import Path
 
 from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
+from melanoma.dataset.cache import Cache
 from melanoma.dataset.splits import UNLABELLED
+from melanoma.dataset.workers import Workers
 from melanoma.errors import InputError
 from melanoma.evaluation import figures, plots
 from melanoma.evaluation.scoring import System
@@ -61,6 +63,35 @@ def test_figure_of_copies_is_removed_where_there_are_no_labels(own_chain: Path, 
     assert path.is_file()
     store.remove("labels", split="train")
     figures.draw_copies(store, path)
+    assert not path.exists()
+
+
+def test_figure_of_doubtful_masks_darkens_what_is_outside(
+    own_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = pipeline.records(own_source, "train")[:15]
+    path, drawn = tmp_path / "doubts.png", []
+    monkeypatch.setattr(plots, "image_grid", lambda path, rows, title: drawn.append((rows, title)))
+    with Cache(tmp_path / "data", 32) as cache, Workers(1) as workers:
+        cache.read(records, workers)
+        figures.draw_doubtful_masks(path, [(record, "mask empty") for record in records], cache)
+        image, mask = cache.pixels(records[0])
+    ((rows, title),) = drawn
+    assert [len(row) for row in rows] == [4, 4, 4] and "12 of 15" in title
+    tile = rows[0][0]
+    assert tile.title == f"{records[0].id}\nmask empty"
+    assert mask is not None and np.array_equal(tile.truth, mask)
+    assert np.array_equal(tile.image, np.where(mask, image, image // 2))
+
+
+def test_figure_of_doubtful_masks_is_removed_if_there_are_none(own_source: Path, tmp_path: Path) -> None:
+    records, path = pipeline.records(own_source, "train")[:1], tmp_path / "doubts.png"
+    with Cache(tmp_path / "data", 32) as cache, Workers(1) as workers:
+        cache.read(records, workers)
+        figures.draw_doubtful_masks(path, [(records[0], "mask empty")], cache)
+        with Image.open(path) as image:
+            assert np.asarray(image.convert("L")).std() > 5
+        figures.draw_doubtful_masks(path, [], cache)
     assert not path.exists()
 
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from melanoma.dataset.batches import Batches
 from melanoma.errors import InputError
 from melanoma.training import callbacks
+from melanoma.training.batches import Batches
 from melanoma.training.callbacks import CheckpointCallback
 
 import keras

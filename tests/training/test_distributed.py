@@ -16,9 +16,9 @@ from typing import Any
 
 from melanoma.artifacts import contract
 from melanoma.cli.locking import PREFIX
-from melanoma.dataset.batches import Batches
 from melanoma.errors import InputError
 from melanoma.training import distributed
+from melanoma.training.batches import Batches
 from melanoma.training.distributed import Mirrored, Peers, RepeatedDataset, ShardedDataset
 
 import keras

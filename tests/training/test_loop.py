@@ -5,9 +5,9 @@ import resource
 from collections.abc import Callable
 from pathlib import Path
 
-from melanoma.dataset.batches import Batches, BatchOptions
 from melanoma.models import losses, segmentation
 from melanoma.training import loop
+from melanoma.training.batches import Batches, BatchOptions
 from melanoma.training.callbacks import TrainingRun
 
 import keras

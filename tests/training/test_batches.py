@@ -1,6 +1,6 @@
 """Batches: order, sampling, augmentation and loss weights of the rows."""
 
-from melanoma.dataset.batches import Batches, BatchOptions
+from melanoma.training.batches import Batches, BatchOptions
 
 import numpy as np
 import pytest
