@@ -257,10 +257,11 @@ def test_copies_are_in_the_fold_of_their_original(labelled: bool) -> None:
 def test_every_fold_has_as_many_originals_of_each_class(counts: tuple[int, ...]) -> None:
     source, groups, labels = rows_with_copies(counts, 3.5)
     total = sum(counts)
-    assigned = assign_folds(source, groups, labels - 1, 5, seed=0)[:total]  # the first class is UNLABELLED
-    numbers = np.array([np.bincount(labels[:total][assigned == fold], minlength=len(counts)) for fold in range(5)])
-    assert numbers.sum(axis=0).tolist() == list(counts)
-    assert np.ptp(numbers, axis=0).max() <= 1 and np.ptp(numbers.sum(axis=1)) <= 1
+    for seed in range(10):
+        assigned = assign_folds(source, groups, labels - 1, 5, seed)[:total]  # the first class is UNLABELLED
+        numbers = np.array([np.bincount(labels[:total][assigned == fold], minlength=len(counts)) for fold in range(5)])
+        assert numbers.sum(axis=0).tolist() == list(counts)
+        assert np.ptp(numbers, axis=0).max() <= 1 and np.ptp(numbers.sum(axis=1)) <= 1
 
 
 @pytest.mark.parametrize("sizes", [(1,) * 10 + (2,) * 10, (5,) * 6, (20, *(1,) * 20), (2, 2, 1)])
@@ -310,13 +311,13 @@ def test_single_fold_holds_all_rows() -> None:
 @pytest.mark.parametrize(
     ("groups", "message"),
     [
-        ([0, 1, 0], "--folds 3 is more than the 2 training images: choose fewer folds"),
-        ([5, 5, 5], "--folds 3 is more than the 1 groups of training images that stay together"),
+        ([0, 1, 2, 0], "--folds 4 is more than the 3 training images: choose fewer folds"),
+        ([5, 5, 8, 5], "--folds 3 is more than the 2 groups of training images that stay together"),
     ],
 )
 def test_more_folds_than_groups_are_refused(groups: list[int], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        assign_folds(np.array([0, 1, 0]), np.array(groups), np.array([0, 1, 0]), 3, 0)
+        assign_folds(np.array([0, 1, 2, 0]), np.array(groups), np.array([0, 1, 0, 0]), int(message.split()[1]), 0)
 
 
 def test_fold_without_images_is_refused() -> None:
