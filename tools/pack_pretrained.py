@@ -105,6 +105,7 @@ def pack_segnet(store: Store, graphics: Path) -> None:
         "threshold": settings["threshold"],
         "metrics_before_float16": results["splits"],
         "data": DATA.format("epoch and threshold"),
+        "training_ids": pretrained.hash_training_ids(store),
         "training": settings["training"],
         "settings": {name: Path(value).name if name in PATHS else value for name, value in used.items()},
         "versions": results["versions"],
@@ -136,6 +137,7 @@ def pack_classifier(store: Store, graphics: Path) -> None:
             for split, scores in system["splits"].items()
         },
         "data": DATA.format("epochs"),
+        "training_ids": pretrained.hash_training_ids(store),
         "settings": report.made_with(results),
         "versions": results["versions"],
     }

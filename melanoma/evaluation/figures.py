@@ -135,27 +135,36 @@ def remove_curves(graphics: Path, network: str, kept: Set[str] = frozenset()) ->
 # ------------------------------------------------------------------------------------------------------ masks and crops
 
 
-def draw_overlays(store: Store, path: Path) -> None:
-    """Draws the worst, median and best predicted masks of validation over their images."""
-    images, ids = store.load("images", split="val"), store.load("ids", split="val")
-    truth, predicted = store.load("masks", split="val"), store.load("predicted", split="val")
+def draw_overlays(store: Store, shown: np.ndarray, path: Path) -> None:
+    """Draws the worst, median and best predicted masks of validation over their images.
+
+    Args:
+        store: with images, true and predicted masks.
+        shown: int (K,), rows of the images to choose from.
+        path: PNG.
+    """
+    images = store.load("images", split="val")  # memory-mapped: only those drawn are read
+    ids, truth, predicted = (store.load(name, split="val")[shown] for name in ("ids", "masks", "predicted"))
     jaccard = segmentation.per_image(truth, predicted)["jaccard"]
     order, count = np.argsort(jaccard), min(MASKS, len(jaccard))
     middle = max(0, (len(order) - count) // 2)
     groups = {"worst": order[:count], "median": order[middle : middle + count], "best": order[::-1][:count]}
     tiles = [
-        [plots.Tile(images[row], f"{name}: {ids[row]}, {jaccard[row]:.2f}", truth[row], predicted[row]) for row in rows]
+        [
+            plots.Tile(images[shown[row]], f"{name}: {ids[row]}, {jaccard[row]:.2f}", truth[row], predicted[row])
+            for row in rows
+        ]
         for name, rows in groups.items()
     ]
     plots.image_grid(path, tiles, "Lesion masks, validation: truth cyan, prediction yellow, Jaccard index")
 
 
-def draw_jaccard(store: Store, path: Path) -> None:
-    """Draws the Jaccard index of the predicted masks of validation by lesion size and class."""
-    truth, predicted = store.load("masks", split="val"), store.load("predicted", split="val")
+def draw_jaccard(store: Store, shown: np.ndarray, path: Path) -> None:
+    """Draws the Jaccard index of the predicted masks of validation by lesion size and class; see `draw_overlays`."""
+    truth, predicted = (store.load(name, split="val")[shown] for name in ("masks", "predicted"))
     groups = {"lesions": np.ones(len(truth), bool)}
     if store.has("labels", split="val"):
-        labels = store.load("labels", split="val")
+        labels = store.load("labels", split="val")[shown]
         groups = {name: labels == label for label, name in enumerate(CLASSES) if (labels == label).any()}
     jaccard = segmentation.per_image(truth, predicted)["jaccard"]
     title = f"Lesion masks, {describe('val', truth)}"

@@ -261,21 +261,27 @@ def score_subgroup(labels: np.ndarray, probabilities: np.ndarray, threshold: flo
     return {"n": len(labels), "melanomas": melanomas, "metrics": metrics, "intervals": intervals}
 
 
-def score_masks(store: Store, split: str, seed: int) -> dict[str, Any]:
-    """Mean segmentation metrics of a split's original images, with 95 % intervals.
+def rows_with_masks(store: Store, split: str, left_out: Sequence[str] = ()) -> np.ndarray:
+    """Rows of a split's original images, without the ids left out, int (K,)."""
+    ids = np.array(store.load("ids", split=split))
+    return np.flatnonzero(are_original(ids.tolist()) & ~np.isin(ids, left_out))
+
+
+def score_masks(store: Store, split: str, rows: np.ndarray, seed: int) -> dict[str, Any]:
+    """Mean segmentation metrics of some images of a split, with 95 % intervals.
 
     Args:
         store: with true and predicted masks of the split.
         split: train, val or test.
+        rows: int (K,), the images to evaluate, K > 0.
         seed: seed of the bootstrap.
 
     Returns:
         {"n": ..., "metrics": {name: mean}, "intervals": {name: (low, high)}}, names as of `segmentation.per_image`.
     """
-    rows = are_original(store.load("ids", split=split).tolist())
     values = segmentation.per_image(store.load("masks", split=split)[rows], store.load("predicted", split=split)[rows])
     return {
-        "n": int(rows.sum()),
+        "n": len(rows),
         "metrics": {name: float(column.mean()) for name, column in values.items()},
         "intervals": bootstrap.mean_intervals(values, seed),
     }

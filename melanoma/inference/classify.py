@@ -1,4 +1,4 @@
-"""Probabilities of every split, and their calibration."""
+"""Probabilities of every split by the networks of each fold, and the calibration fitted on them."""
 
 from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
@@ -14,22 +14,22 @@ import numpy as np
 def predict_splits(
     store: Store, ensemble: Ensemble, batch_size: int, out_of_fold: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """Probabilities, float32 (N, 3), by split.
+    """Probabilities by split, see `Ensemble.fold_probabilities`.
 
-    Train is left out unless `out_of_fold` (see `predict`) says which networks were not trained on which row. Augmented
-    copies get the probabilities of their original image.
+    Train is left out unless `out_of_fold` says which networks were not trained on which row. Augmented copies get the
+    probabilities of their original image.
     """
     probabilities, engines = {}, set()
     for split in store.splits():
         images = store.load("roi", split=split)
         if split != "train":
-            probabilities[split], engine = ensemble.probabilities(images, batch_size, f"probabilities of {split}")
+            probabilities[split], engine = ensemble.fold_probabilities(images, batch_size, f"probabilities of {split}")
             engines.add(engine)
         elif out_of_fold is not None:
             originals = original_rows(store.load("ids", split=split).tolist())
             count = originals.max() + 1  # originals come first
             label = "out-of-fold probabilities of train"
-            found, engine = ensemble.probabilities(images[:count], batch_size, label, out_of_fold[:count])
+            found, engine = ensemble.fold_probabilities(images[:count], batch_size, label, out_of_fold[:count])
             probabilities[split] = found[originals]
             engines.add(engine)
     store.settings["inference"] = ", ".join(sorted(engines))
@@ -37,11 +37,18 @@ def predict_splits(
 
 
 def calibrate(store: Store, probabilities: dict[str, np.ndarray]) -> calibration.Calibration:
-    """The calibration fitted on out-of-fold probabilities of train if there are any, else on validation."""
+    """The calibration fitted on out-of-fold probabilities of train if there are any, else on validation.
+
+    Args:
+        store: data folder with labels.
+        probabilities: float (N, folds, 3) by split, from `predict_splits`.
+    """
     for split in ("train", "val"):
         if split in probabilities and store.has("labels", split=split):
             rows = are_original(store.load("ids", split=split).tolist())
-            fitted = calibration.fit(store.load("labels", split=split)[rows], probabilities[split][rows])
+            found = probabilities[split][rows]
+            labels = np.repeat(store.load("labels", split=split)[rows], found.shape[1])  # of each fold
+            fitted = calibration.fit(labels, found.reshape(len(labels), -1))
             log.info("calibrated on %s: temperature %.2f", split, fitted.temperature)
             return fitted
     return calibration.IDENTITY
