@@ -56,7 +56,7 @@ class Ensemble:
             calls = [predict(models, images, batch_size, label, self.tta, out_of_fold)]
         else:
             calls = [
-                predict(models, images, batch_size, label + fold.replace("_", ", "), self.tta)
+                predict(models, images, batch_size, label + fold.replace("_fold", ", fold "), self.tta)
                 for fold, models in self.folds().items()
             ]
         found = np.stack([np.concatenate(list(call)) for call in calls], axis=1)

@@ -83,7 +83,7 @@ def test_metrics_of_a_subgroup_are_of_melanoma_at_the_threshold() -> None:
 
 def test_masks_are_scored_on_originals_only(finished: Path) -> None:
     store = reader(finished)
-    scored = scoring.score_masks(store, "train", seed=0)
+    scored = scoring.score_masks(store, "train", scoring.rows_with_masks(store, "train"), seed=0)
     count = pipeline.COUNTS["train"]  # the originals come before their copies
     masks, predicted = store.load("masks", split="train"), store.load("predicted", split="train")
     assert scored["n"] == count < len(masks)
@@ -91,6 +91,13 @@ def test_masks_are_scored_on_originals_only(finished: Path) -> None:
     assert scored["metrics"] == pytest.approx({name: values.mean() for name, values in expected.items()})
     for name, (low, high) in scored["intervals"].items():
         assert low <= scored["metrics"][name] <= high
+
+
+def test_images_to_leave_out_have_no_rows(finished: Path) -> None:
+    store = reader(finished)
+    ids = store.load("ids", split="val").tolist()
+    assert scoring.rows_with_masks(store, "val", [ids[2], "unknown"]).tolist() == [0, 1, *range(3, len(ids))]
+    assert scoring.rows_with_masks(store, "val", ids).tolist() == []
 
 
 @pytest.mark.usefixtures("logging_restored")
