@@ -4,7 +4,8 @@
 
 packs the network of segmentation_02_segnet_train.py, or the networks of densenet_train.py and evaluate.py. Writes
 pretrained/segnet.weights.h5 or pretrained/classifier{member}.weights.h5, kernels as float16, and segnet.json or
-classifier.json: checksums, what is needed to use the networks, metrics, data, settings, machine and versions.
+classifier.json: checksums, what is needed to use the networks, metrics, data, hashes of the ids of the training images,
+settings, machine and versions.
 """
 
 import argparse
@@ -161,8 +162,8 @@ def main(arguments: argparse.Namespace) -> None:
     """Packs what was trained last.
 
     Raises:
-        InputError: it was trained on a part of the images, is outside the range of float16, or the metrics belong to
-            another network.
+        InputError: it was trained on part of the images, a weight is outside the range of float16, or the metrics
+            belong to another network.
         StageError: there is nothing to pack.
     """
     PACKERS[arguments.network](Store(arguments.data, contract.EVALUATION, {}), arguments.graphics)
