@@ -20,7 +20,7 @@ Expect  docs/results.md; after Try an AUC near 0.5, for so little training teach
 """
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -119,18 +119,18 @@ def train(
         store.keep_members(name, list(trained.members), backbone=arguments.backbone)
     kept = {f"{arguments.backbone}_{phase}{member}" for member, one in trained.members.items() for phase in one}
     figures.remove_curves(arguments.graphics, arguments.backbone, kept)
-    return Ensemble(trained.classifiers, arguments.tta), trained
+    return Ensemble(trained.classifiers, list(trained.members), arguments.tta), trained
 
 
 def load_pretrained(store: Store, roi: str) -> tuple[Ensemble, dict[str, Any]]:
-    """The classifiers in pretrained/ and their description; saves their weights as if they were trained here.
+    """The classifiers in pretrained/, and their description with the ids of the images here that they were trained on.
+
+    Saves their weights as if they were trained here.
 
     Raises:
         InputError: they were trained on another region of interest.
     """
-    split = store.splits()[0]
-    pretrained.refuse_other_split(store, split)
-    ensemble, description = pretrained.load_classifier(store.load("roi", split=split).shape[1])
+    ensemble, description = pretrained.load_classifier(store.load("roi", split=store.splits()[0]).shape[1])
     if roi != description["roi"]:
         raise InputError(
             f"--pretrained: the networks were trained with --roi {description['roi']}, not {roi}: run {contract.ROI} "
@@ -143,7 +143,8 @@ def load_pretrained(store: Store, roi: str) -> tuple[Ensemble, dict[str, Any]]:
         store.save_weights("classifier_weights", network.model, backbone=backbone, member=member)
     store.keep_members("classifier_weights", members, backbone=backbone)
     store.keep_members("head_weights", [], backbone=backbone)
-    return ensemble, description
+    seen = pretrained.find_seen(store, description.pop("training_ids"))
+    return ensemble, description | {"seen": seen}
 
 
 def describe(
@@ -178,20 +179,19 @@ def main(arguments: argparse.Namespace) -> None:
         flags.refuse(vars(arguments), build_parser(), OF_TRAINING, "--pretrained trains nothing")
         ensemble, description = load_pretrained(store, roi)
         figures.remove_curves(arguments.graphics, description["backbone"])
-        probabilities = classify.predict_splits(store, ensemble, arguments.batch_size)
+        raw = classify.predict_splits(store, ensemble, arguments.batch_size)
     else:
         result = train(arguments, store, roi)
         if result is None:
             return
         ensemble, trained = result
         raw = classify.predict_splits(store, ensemble, arguments.batch_size, trained.out_of_fold)
-        ensemble = Ensemble(ensemble.classifiers, ensemble.tta, classify.calibrate(store, raw))
-        probabilities = {split: ensemble.calibration.apply(values) for split, values in raw.items()}
+        ensemble = replace(ensemble, calibration=classify.calibrate(store, raw))
         description = describe(arguments, ensemble, trained, roi)
     store.save_json("classifier_settings", description | {"size": size}, backbone=description["backbone"])
     store.remove("probabilities", split="train")  # of an earlier run
-    for split, values in probabilities.items():
-        store.save("probabilities", values, split=split)
+    for split, values in raw.items():
+        store.save("probabilities", ensemble.combine(values), split=split)
     if not arguments.pretrained:
         checkpoints.remove(store, arguments.backbone)
 

@@ -21,17 +21,15 @@ Expect  docs/results.md
 
 import argparse
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from melanoma.artifacts import contract
 from melanoma.artifacts.atomic import write_json
 from melanoma.artifacts.store import Store
 from melanoma.cli import flags, hardware, run
-from melanoma.dataset.splits import originals_with_mask
-from melanoma.evaluation import figures, scoring, tables
+from melanoma.evaluation import figures
+from melanoma.evaluation import segmentation as evaluation
 from melanoma.inference import pretrained, segment
-from melanoma.log import log
 from melanoma.models import backbones, losses, segmentation
 from melanoma.training import checkpoints, distributed
 from melanoma.training.callbacks import Draw
@@ -47,7 +45,6 @@ BATCH_SIZE = 16
 LEARNING_RATE = 1e-3
 EMA = 0.99
 LOSS = "dice_cross_entropy"
-OVERLAYS, JACCARD = "segnet_overlays.png", "segnet_jaccard.png"
 # Flags that have no effect with --pretrained.
 OF_TRAINING = (
     *("network", "input_size", "backbone", "weights", "scaling", "loss", "folds"),
@@ -114,37 +111,11 @@ def train(arguments: argparse.Namespace, store: Store) -> TrainedNetworks | None
 
 
 def load_pretrained(store: Store) -> tuple[list[keras.Model], float, dict[str, Any]]:
-    """The network in pretrained/, its threshold, and its design for the report."""
-    split = store.splits()[0]
-    pretrained.refuse_other_split(store, split)
-    model, description = pretrained.load_segnet(store.load("images", split=split).shape[1])
+    """The network in pretrained/, its threshold, and for the report its design and the images it was trained on."""
+    model, description = pretrained.load_segnet(store.load("images", split=store.splits()[0]).shape[1])
     store.settings["weights_sha256"] = description["sha256"]
-    return [model], description["threshold"], {"design": description["design"]}
-
-
-def score(store: Store, out_of_fold: bool, seed: int) -> dict[str, dict[str, Any]]:
-    """Metrics of the predicted masks by split; of train only if its masks are out-of-fold."""
-    scores = {}
-    for split in store.splits():
-        if split == "train" and not out_of_fold:
-            continue
-        if len(originals_with_mask(store, split)):
-            scores[split] = scoring.score_masks(store, split, seed)
-            note = ", out-of-fold" if split == "train" else ""
-            log.info("\nLesion masks of %s%s, n = %d", split, note, scores[split]["n"])
-            for line in tables.mask_lines(scores[split]):
-                log.info("%s", line)
-        else:
-            log.info("%s has no lesion masks: predicted, not evaluated", split)
-    return scores
-
-
-def draw_masks(store: Store, scores: dict[str, Any], graphics: Path) -> None:
-    """Draws the masks of validation; otherwise removes those of an earlier run."""
-    for name, draw in ((OVERLAYS, figures.draw_overlays), (JACCARD, figures.draw_jaccard)):
-        (graphics / name).unlink(missing_ok=True)
-        if "val" in scores:
-            draw(store, graphics / name)
+    seen = pretrained.find_seen(store, description["training_ids"])
+    return [model], description["threshold"], {"design": description["design"], "seen": seen}
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -176,8 +147,9 @@ def main(arguments: argparse.Namespace) -> None:
     if not arguments.pretrained:
         store.save_json("segnet_settings", report | postprocessing)
     segment.write_masks(store, models, threshold, options, out_of_fold)
-    scores = score(store, out_of_fold is not None, arguments.seed)
-    draw_masks(store, scores, arguments.graphics)
+    scores = evaluation.evaluate(
+        store, out_of_fold is not None, report.get("seen", {}), arguments.graphics, arguments.seed
+    )
     report = {"splits": scores, **postprocessing, **report, "peak_memory_gib": hardware.peak_memory()}
     write_json(arguments.graphics / "segmentation.json", report | store.provenance())
     if not arguments.pretrained:

@@ -54,7 +54,7 @@ Pairs = list[tuple[Path, Path]]  # of an image and its mask
 
 
 def write_source(folder: Path, originals: list[Record], count: int, label: int) -> None:
-    """A train split of `count` links to the originals in turns, all with the same label."""
+    """A train split of `count` links that cycle through the originals, all with the same label."""
     images, masks = challenge_2017.image_folder(folder, "train"), challenge_2017.mask_folder(folder, "train")
     images.mkdir(parents=True)
     masks.mkdir()
@@ -72,7 +72,7 @@ def write_source(folder: Path, originals: list[Record], count: int, label: int) 
 
 
 def run_step_1(source: Path, jobs: int, copies: int) -> None:
-    """Step 1; `copies` as its --copies, so 1 makes none."""
+    """Step 1; `copies` as in its --copies: 1 makes none."""
     with tempfile.TemporaryDirectory() as folder:
         places = ["--data", f"{folder}/data", "--graphics", f"{folder}/graphics", "--source", str(source)]
         options = ["--keep-duplicates", "--jobs", str(jobs), "--copies", str(copies), "--size", str(SIZE)]
@@ -80,7 +80,7 @@ def run_step_1(source: Path, jobs: int, copies: int) -> None:
 
 
 def step_1_of_2018(pairs: Pairs, copies: bool) -> None:
-    """Full decode, cubic resize, a rotated and a sheared copy made at full size, all kept as floats."""
+    """Full decoding, cubic resizing, a rotated and a sheared copy made at full size, all kept as floats."""
     images: list[np.ndarray] = []
     masks: list[np.ndarray] = []
     for image, mask in pairs:
@@ -98,7 +98,7 @@ def step_1_of_2018(pairs: Pairs, copies: bool) -> None:
 
 
 def resize_with_scikit_image(pairs: Pairs) -> None:
-    """Decode and antialiased resize, images only."""
+    """Decoding and antialiased resizing, images only."""
     from skimage import io, transform
 
     for image, _ in pairs:
@@ -113,7 +113,7 @@ def decode_scaled(path: Path) -> None:
 
 
 def decode_with_pillow(pairs: Pairs) -> None:
-    """Scaled decode of images, decode of masks."""
+    """Scaled decoding of images, decoding of masks."""
     for image, mask in pairs:
         decode_scaled(image)
         with Image.open(mask) as opened:
@@ -121,7 +121,7 @@ def decode_with_pillow(pairs: Pairs) -> None:
 
 
 def decode_with_kornia(pairs: Pairs) -> None:
-    """Scaled decode of images with Pillow, decode of masks with kornia-rs."""
+    """Scaled decoding of images with Pillow, decoding of masks with kornia-rs."""
     import kornia_rs
 
     for image, mask in pairs:
@@ -130,7 +130,7 @@ def decode_with_kornia(pairs: Pairs) -> None:
 
 
 def decode_with_opencv(pairs: Pairs) -> None:
-    """Scaled decode of images, decode of masks."""
+    """Scaled decoding of images, decoding of masks."""
     modes = {2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8}
     for image, mask in pairs:
         with Image.open(image) as opened:
@@ -201,7 +201,7 @@ def measure(method: str, source: Path) -> tuple[float, float]:
 
 
 def compare(originals: list[Record], count: int, many: int, rounds: int) -> None:
-    """Measures all methods in turns and prints medians.
+    """Measures all methods alternately and prints medians.
 
     Args:
         originals: images with masks, repeated as needed.

@@ -1,10 +1,11 @@
 """Speed and memory of training and prediction: our loops, their bare training step, and DenseNet121 in PyTorch.
 
-Every method runs in a process of its own, on random pixels with random weights; the methods take turns.
+Every method runs in a process of its own, on random pixels with random weights; the methods are measured
+alternately.
 
 step       the training step only, on one batch that is already in memory
-loop       `training.loop.fit` as the scripts call it: arrays on disk, every image augmented
-predict    `inference.predict` with Keras or OpenVINO, or PyTorch only
+loop       `melanoma.training.loop.fit` as the scripts call it: arrays on disk, every image augmented
+predict    `melanoma.inference.predict` with Keras or OpenVINO, or PyTorch only
            PyTorch runs as installed, and with the C library keeping freed memory, as it always does in our scripts
 head       densenet_train.py --train head, from its start to the fitted head; with --data
 
@@ -193,7 +194,7 @@ def train_torch(precision: str, measurement: Measurement) -> dict[str, float]:
 
 
 def predict_ours(library: str, precision: str, count: int) -> dict[str, float]:
-    """Images per second of `inference.predict`, without the conversion for OpenVINO."""
+    """Images per second of `melanoma.inference.predict`, without the conversion for OpenVINO."""
     keras.config.set_dtype_policy(POLICIES[precision])
     network = classifier.build(DENSENET, SIZE, backbones.NONE).model
     images = random_images(count)
@@ -287,7 +288,7 @@ def list_methods(data: Path | None, only: str | None) -> list[Method]:
 
 
 def compare(methods: list[Method], measurement: Measurement, rounds: int) -> None:
-    """Measures all methods in turns and prints medians."""
+    """Measures all methods alternately and prints medians."""
     found: dict[Method, list[dict[str, float]]] = {method: [] for method in methods}
     for number in range(1, rounds + 1):
         for method in methods:

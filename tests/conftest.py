@@ -18,7 +18,7 @@ bootstrap.DRAWS = 50  # intervals need not be precise in tests
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A source of synthetic images in the official layout; read only."""
     folder = tmp_path_factory.mktemp("source")
-    synthetic.write_sample(folder, pipeline.COUNTS, size=(60, 80))
+    synthetic.write_sample(folder, pipeline.COUNTS, size=(66, 88))
     return folder
 
 

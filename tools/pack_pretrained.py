@@ -4,7 +4,8 @@
 
 packs the network of segmentation_02_segnet_train.py, or the networks of densenet_train.py and evaluate.py. Writes
 pretrained/segnet.weights.h5 or pretrained/classifier{member}.weights.h5, kernels as float16, and segnet.json or
-classifier.json: checksums, what is needed to use the networks, metrics, data, settings, machine and versions.
+classifier.json: checksums, what is needed to use the networks, metrics, data, hashes of the ids of the training images,
+settings, machine and versions.
 """
 
 import argparse
@@ -105,6 +106,7 @@ def pack_segnet(store: Store, graphics: Path) -> None:
         "threshold": settings["threshold"],
         "metrics_before_float16": results["splits"],
         "data": DATA.format("epoch and threshold"),
+        "training_ids": pretrained.hash_training_ids(store),
         "training": settings["training"],
         "settings": {name: Path(value).name if name in PATHS else value for name, value in used.items()},
         "versions": results["versions"],
@@ -136,6 +138,7 @@ def pack_classifier(store: Store, graphics: Path) -> None:
             for split, scores in system["splits"].items()
         },
         "data": DATA.format("epochs"),
+        "training_ids": pretrained.hash_training_ids(store),
         "settings": report.made_with(results),
         "versions": results["versions"],
     }
@@ -159,8 +162,8 @@ def main(arguments: argparse.Namespace) -> None:
     """Packs what was trained last.
 
     Raises:
-        InputError: it was trained on a part of the images, is outside the range of float16, or the metrics belong to
-            another network.
+        InputError: it was trained on part of the images, a weight is outside the range of float16, or the metrics
+            belong to another network.
         StageError: there is nothing to pack.
     """
     PACKERS[arguments.network](Store(arguments.data, contract.EVALUATION, {}), arguments.graphics)

@@ -11,7 +11,7 @@ from melanoma.artifacts.store import Store
 from melanoma.classes import CLASSES, MELANOMA, SPLIT_NAMES, SPLITS, TASKS
 from melanoma.dataset import checks
 from melanoma.dataset.cache import Cache
-from melanoma.dataset.splits import UNLABELLED, are_original, load_labels, originals_with_mask
+from melanoma.dataset.splits import UNLABELLED, are_original, load_labels
 from melanoma.errors import InputError
 from melanoma.evaluation import plots
 from melanoma.evaluation.scoring import System
@@ -165,28 +165,34 @@ def remove_curves(graphics: Path, network: str, kept: Set[str] = frozenset()) ->
 # ------------------------------------------------------------------------------------------------------ masks and crops
 
 
-def draw_overlays(store: Store, path: Path) -> None:
-    """Draws the worst, median and best predicted masks of validation over their images."""
-    rows = originals_with_mask(store, "val")
-    images, ids, truth, predicted = (
-        store.load(name, split="val")[rows] for name in ("images", "ids", "masks", "predicted")
-    )
+def draw_overlays(store: Store, shown: np.ndarray, path: Path) -> None:
+    """Draws the worst, median and best predicted masks of validation over their images.
+
+    Args:
+        store: with images, true and predicted masks.
+        shown: int (K,), rows of the images to choose from.
+        path: PNG.
+    """
+    images = store.load("images", split="val")  # memory-mapped: only those drawn are read
+    ids, truth, predicted = (store.load(name, split="val")[shown] for name in ("ids", "masks", "predicted"))
     jaccard = segmentation.per_image(truth, predicted)["jaccard"]
     order, count = np.argsort(jaccard), min(MASKS, len(jaccard))
     middle = max(0, (len(order) - count) // 2)
     groups = {"worst": order[:count], "median": order[middle : middle + count], "best": order[::-1][:count]}
     tiles = [
-        [plots.Tile(images[row], f"{name}: {ids[row]}, {jaccard[row]:.2f}", truth[row], predicted[row]) for row in rows]
+        [
+            plots.Tile(images[shown[row]], f"{name}: {ids[row]}, {jaccard[row]:.2f}", truth[row], predicted[row])
+            for row in rows
+        ]
         for name, rows in groups.items()
     ]
     plots.image_grid(path, tiles, "Lesion masks, validation: truth cyan, prediction yellow, Jaccard index")
 
 
-def draw_jaccard(store: Store, path: Path) -> None:
-    """Draws the Jaccard index of the predicted masks of validation by lesion size and class."""
-    rows = originals_with_mask(store, "val")
-    truth, predicted = (store.load(name, split="val")[rows] for name in ("masks", "predicted"))
-    groups = by_class(load_labels(store, "val")[rows])
+def draw_jaccard(store: Store, shown: np.ndarray, path: Path) -> None:
+    """Draws the Jaccard index of the predicted masks of validation by lesion size and class; see `draw_overlays`."""
+    truth, predicted = (store.load(name, split="val")[shown] for name in ("masks", "predicted"))
+    groups = by_class(load_labels(store, "val")[shown])
     jaccard = segmentation.per_image(truth, predicted)["jaccard"]
     title = f"Lesion masks, {describe('val', truth)}"
     plots.jaccard(path, truth.mean(axis=(1, 2, 3)), jaccard, groups, title)

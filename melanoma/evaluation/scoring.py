@@ -268,18 +268,24 @@ def score_subgroup(labels: np.ndarray, probabilities: np.ndarray, threshold: flo
     return {"n": len(labels), "melanomas": melanomas, "metrics": metrics, "intervals": intervals}
 
 
-def score_masks(store: Store, split: str, seed: int) -> dict[str, Any]:
-    """Mean segmentation metrics of a split's original images that have a mask, with 95 % intervals.
+def rows_with_masks(store: Store, split: str, left_out: Sequence[str] = ()) -> np.ndarray:
+    """Rows of a split's original images that have a lesion mask, without the ids left out, int (K,)."""
+    rows = originals_with_mask(store, split)
+    return rows[~np.isin(store.load("ids", split=split)[rows], left_out)]
+
+
+def score_masks(store: Store, split: str, rows: np.ndarray, seed: int) -> dict[str, Any]:
+    """Mean segmentation metrics of some images of a split, with 95 % intervals.
 
     Args:
         store: with predicted masks of the split, and true ones of some of its images.
         split: train, val or test.
+        rows: int (K,), the images to evaluate, K > 0.
         seed: seed of the bootstrap.
 
     Returns:
         {"n": ..., "metrics": {name: mean}, "intervals": {name: (low, high)}}, names as of `segmentation.per_image`.
     """
-    rows = originals_with_mask(store, split)
     values = segmentation.per_image(store.load("masks", split=split)[rows], store.load("predicted", split=split)[rows])
     return {
         "n": len(rows),

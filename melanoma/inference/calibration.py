@@ -22,9 +22,9 @@ class Calibration:
     bias: tuple[float, ...] = ()  # of each class, that of the first 0; (): no bias
 
     def apply(self, probabilities: np.ndarray) -> np.ndarray:
-        """Calibrated probabilities, float32 (N, classes)."""
+        """Calibrated probabilities, float32, of the same shape: the last axis is that of the classes."""
         logits = np.log(np.maximum(probabilities, EPSILON, dtype=np.float64)) / self.temperature
-        return special.softmax(logits + (np.array(self.bias) if self.bias else 0), axis=1).astype(np.float32)
+        return special.softmax(logits + (np.array(self.bias) if self.bias else 0), axis=-1).astype(np.float32)
 
 
 IDENTITY = Calibration()

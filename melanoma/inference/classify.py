@@ -1,4 +1,4 @@
-"""Probabilities of every split, and their calibration."""
+"""Probabilities of every split by the networks of each fold, and the calibration fitted on them."""
 
 from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
@@ -14,22 +14,22 @@ import numpy as np
 def predict_splits(
     store: Store, ensemble: Ensemble, batch_size: int, out_of_fold: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """Probabilities, float32 (N, 3), by split.
+    """Probabilities by split, see `Ensemble.fold_probabilities`.
 
-    Train is left out unless `out_of_fold` (see `predict`) says which networks were not trained on which row. Augmented
-    copies get the probabilities of their original image.
+    Train is left out unless `out_of_fold` says which networks were not trained on which row. Augmented copies get the
+    probabilities of their original image.
     """
     probabilities, engines = {}, set()
     for split in store.splits():
         images = store.load("roi", split=split)
         if split != "train":
-            probabilities[split], engine = ensemble.probabilities(images, batch_size, f"probabilities of {split}")
+            probabilities[split], engine = ensemble.fold_probabilities(images, batch_size, f"probabilities of {split}")
             engines.add(engine)
         elif out_of_fold is not None:
             source = store.load("source", split=split)
             count = int(source.max()) + 1  # originals come first
             label = "out-of-fold probabilities of train"
-            found, engine = ensemble.probabilities(images[:count], batch_size, label, out_of_fold[:count])
+            found, engine = ensemble.fold_probabilities(images[:count], batch_size, label, out_of_fold[:count])
             probabilities[split] = found[source]
             engines.add(engine)
     store.settings["inference"] = ", ".join(sorted(engines))
@@ -37,14 +37,21 @@ def predict_splits(
 
 
 def calibrate(store: Store, probabilities: dict[str, np.ndarray]) -> calibration.Calibration:
-    """The calibration fitted on out-of-fold probabilities of train if there are any, else on validation."""
+    """The calibration fitted on out-of-fold probabilities of train if there are any, else on validation.
+
+    Args:
+        store: data folder with labels.
+        probabilities: float (N, folds, 3) by split, from `predict_splits`.
+    """
     for split in ("train", "val"):
         if split not in probabilities:
             continue
         labels = load_labels(store, split)
         rows = are_original(store.load("source", split=split)) & (labels != UNLABELLED)
         if rows.any():
-            fitted = calibration.fit(labels[rows], probabilities[split][rows])
+            found = probabilities[split][rows]
+            of_each_fold = np.repeat(labels[rows], found.shape[1])
+            fitted = calibration.fit(of_each_fold, found.reshape(len(of_each_fold), -1))
             log.info("calibrated on %s, n = %d: temperature %.2f", split, rows.sum(), fitted.temperature)
             return fitted
     return calibration.IDENTITY

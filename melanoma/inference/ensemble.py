@@ -1,4 +1,4 @@
-"""Several classifiers as one: the mean of their probabilities, calibrated."""
+"""Several classifiers as one: the mean of their calibrated probabilities."""
 
 import json
 from collections.abc import Sequence
@@ -6,39 +6,70 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
 from melanoma.inference.calibration import IDENTITY, Calibration
 from melanoma.inference.predict import predict
 from melanoma.models import backbones, classifier
 
+import keras
 import numpy as np
 
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Classifiers whose probabilities are averaged, and how."""
+    """Classifiers of one or more cross-validation folds, and how their probabilities are combined.
+
+    The probabilities of all networks of a fold (one per seed) are averaged and calibrated; then the folds are averaged.
+    So the calibration is applied to what it is fitted on: out-of-fold predictions come from the networks of one fold.
+    """
 
     classifiers: list[classifier.Classifier]
+    members: Sequence[str]  # name of each classifier, see `splits.Member`
     tta: bool  # whether to average over the 8 flips and quarter turns of each image
     calibration: Calibration = IDENTITY
 
-    def probabilities(
+    def folds(self) -> dict[str, list[keras.Model]]:
+        """The networks of each fold, by the part of the members' names that says which; "" without cross-validation."""
+        found: dict[str, list[keras.Model]] = {}
+        for member, one in zip(self.members, self.classifiers, strict=True):
+            name = contract.MEMBER_NAME.fullmatch(member)
+            found.setdefault((name and name[1]) or "", []).append(one.model)
+        return found
+
+    def fold_probabilities(
         self, images: np.ndarray, batch_size: int, label: str, out_of_fold: np.ndarray | None = None
     ) -> tuple[np.ndarray, str]:
-        """Calibrated probabilities, and the name of what computed them.
+        """Mean probabilities of the networks of each fold, not calibrated, and the name of what computed them.
 
         Args:
             images: uint8 (N, S, S, 3), regions of interest.
-            batch_size: see `predict`, as are label and out_of_fold.
-            label: see there.
-            out_of_fold: see there.
+            batch_size: see `predict`.
+            label: see `predict`; the fold is added.
+            out_of_fold: bool (N, classifiers), the classifiers to use for each image, all of one fold; None: all.
 
         Returns:
-            float32 (N, 3), rows sum to 1; name of the inference engine.
+            float32 (N, folds, 3), with `out_of_fold` (N, 1, 3), rows sum to 1; name of the inference engine.
         """
-        models = [one.model for one in self.classifiers]
-        predictions = predict(models, images, batch_size, label, self.tta, out_of_fold)
-        return self.calibration.apply(np.concatenate(list(predictions))), predictions.inference.name
+        if out_of_fold is not None:
+            models = [one.model for one in self.classifiers]
+            calls = [predict(models, images, batch_size, label, self.tta, out_of_fold)]
+        else:
+            calls = [
+                predict(models, images, batch_size, label + fold.replace("_fold", ", fold "), self.tta)
+                for fold, models in self.folds().items()
+            ]
+        found = np.stack([np.concatenate(list(call)) for call in calls], axis=1)
+        return found, ", ".join(sorted({call.inference.name for call in calls}))
+
+    def combine(self, probabilities: np.ndarray) -> np.ndarray:
+        """Calibrates the probabilities of each fold and averages them: float32 (N, folds, 3) to (N, 3)."""
+        return self.calibration.apply(probabilities).mean(axis=1)
+
+    def probabilities(self, images: np.ndarray, batch_size: int, label: str) -> tuple[np.ndarray, str]:
+        """Calibrated probabilities, float32 (N, 3), and the name of what computed them; see `fold_probabilities`."""
+        found, engine = self.fold_probabilities(images, batch_size, label)
+        return self.combine(found), engine
 
 
 def load(store: Store, backbone: str) -> tuple[Ensemble, dict[str, Any]]:
@@ -65,4 +96,4 @@ def restore(settings: dict[str, Any], paths: Sequence[Path]) -> Ensemble:
         )
         backbones.load_weights(one.model, path)
         classifiers.append(one)
-    return Ensemble(classifiers, settings["tta"], Calibration(**settings["calibration"]))
+    return Ensemble(classifiers, list(settings["members"]), settings["tta"], Calibration(**settings["calibration"]))

@@ -1,22 +1,76 @@
 """The networks in `pretrained/`, for segmentation and classification without training."""
 
+import hashlib
 import json
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePath
 from typing import Any
 
-from melanoma.artifacts import contract
 from melanoma.artifacts.atomic import sha256
 from melanoma.artifacts.store import Store
-from melanoma.dataset.splits import OFFICIAL
+from melanoma.classes import SPLIT_NAMES
+from melanoma.dataset.splits import are_original
 from melanoma.errors import InputError
 from melanoma.inference.ensemble import Ensemble, restore
+from melanoma.log import log
 from melanoma.models import backbones, segmentation
+from melanoma.sources.files import IMAGE_SUFFIXES
 
 import keras
 
 FOLDER = Path(__file__).parents[2] / "pretrained"
 SEGNET, CLASSIFIER = "segnet", "classifier"
 ADVICE = "restore it from the repository, or train without --pretrained"
+HASH_DIGITS = 16  # hexadecimal: two of a million ids share a hash with a probability of 3e-8
+DOWNSAMPLED = "_DOWNSAMPLED"  # suffix of the ids of some ISIC 2019 images; the image is that of the id without it
+
+
+def hash_id(image_id: str) -> str:
+    """Identifies an image across the ISIC challenges.
+
+    Args:
+        image_id: id or file name; upper and lower case, the file name's extension and DOWNSAMPLED make no difference.
+
+    Returns:
+        The first HASH_DIGITS hexadecimal digits of the id's SHA-256.
+    """
+    path = PurePath(image_id)
+    stem = path.stem if path.suffix.lower() in IMAGE_SUFFIXES else image_id
+    normalised = stem.upper().removesuffix(DOWNSAMPLED)
+    return hashlib.sha256(normalised.encode(errors="surrogateescape")).hexdigest()[:HASH_DIGITS]
+
+
+def hash_training_ids(store: Store) -> list[str]:
+    """Sorted hashes of the ids of train, augmented copies not counted."""
+    return sorted(hash_id(image_id) for image_id in original_ids(store, "train"))
+
+
+def original_ids(store: Store, split: str) -> list[str]:
+    """Ids of a split's images without augmented copies."""
+    return store.load("ids", split=split)[are_original(store.load("source", split=split))].tolist()
+
+
+def find_seen(store: Store, training_ids: Iterable[str]) -> dict[str, list[str]]:
+    """The images of each split other than train that pretrained networks were trained on; logs how many.
+
+    Args:
+        store: data folder.
+        training_ids: hashes of the ids, see `hash_id`.
+
+    Returns:
+        Their ids by split; splits without such images are absent.
+    """
+    hashes, seen = set(training_ids), {}
+    for split in (split for split in store.splits() if split != "train"):
+        ids = original_ids(store, split)
+        if found := [image_id for image_id in ids if hash_id(image_id) in hashes]:
+            seen[split] = found
+            log.info(
+                "%d of %d images of %s were used to train the pretrained networks: predicted, left out of the "
+                "evaluation",
+                *(len(found), len(ids), SPLIT_NAMES[split]),
+            )
+    return seen
 
 
 def read(network: str) -> tuple[dict[str, Any], list[Path]]:
@@ -26,12 +80,14 @@ def read(network: str) -> tuple[dict[str, Any], list[Path]]:
         network: SEGNET or CLASSIFIER.
 
     Raises:
-        InputError: a file is missing, or its checksum is wrong.
+        InputError: a file is missing, its checksum is wrong, or the training images are not listed.
     """
     description = FOLDER / f"{network}.json"
     if not description.is_file():
         raise InputError(f"--pretrained: {description} is missing; {ADVICE}")
     settings = json.loads(description.read_text(encoding="utf-8"))
+    if "training_ids" not in settings:
+        raise InputError(f"--pretrained: {description} does not list the training images; {ADVICE}")
     for name, expected in settings["sha256"].items():
         path = FOLDER / name
         if not path.is_file():
@@ -39,19 +95,6 @@ def read(network: str) -> tuple[dict[str, Any], list[Path]]:
         if (found := sha256(path)) != expected:
             raise InputError(f"--pretrained: {path} has SHA-256 {found}, expected {expected}; {ADVICE}")
     return settings, [FOLDER / name for name in settings["sha256"]]
-
-
-def refuse_other_split(store: Store, split: str) -> None:
-    """Makes sure that no network is evaluated on images it was trained on.
-
-    Raises:
-        InputError: the images are not split as in the challenge.
-    """
-    if (division := store.written_with("ids", split=split)["split"]) != OFFICIAL:
-        raise InputError(
-            f"--pretrained: the networks were trained on the train images of the {OFFICIAL} split, some of which "
-            f"--split {division} uses for evaluation: run {contract.PREPROCESSING} with --split {OFFICIAL}"
-        )
 
 
 def load_segnet(size: int) -> tuple[keras.Model, dict[str, Any]]:

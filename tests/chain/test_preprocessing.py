@@ -53,7 +53,7 @@ def test_check_reports_and_writes_no_arrays(
     lines = [" ".join(line.split()) for line in out.splitlines()]
     for line in ("images 24 12 12", "lesion masks 24 12 12", "rejected 0 0 0", "usable 24 12 12"):
         assert line in lines
-    assert "image sizes: 80x60 (48)" in lines
+    assert "image sizes: 88x66 (48)" in lines
     monkeypatch.setattr(decode, "read", lambda *_: pytest.fail("read again"))
     assert preprocess() == 0
     assert "48 images were read by an earlier run" in capsys.readouterr().out

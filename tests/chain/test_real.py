@@ -166,3 +166,15 @@ def test_pretrained_networks_work_on_real_images(tmp_path: Path) -> None:
     assert masks["n"] == 30 and masks["metrics"]["jaccard"] > 0.7
     found, _ = metrics(tmp_path, "val")
     assert found["mean auc"] > 0.8
+
+
+def test_train_images_in_another_split_are_not_evaluated(tmp_path: Path) -> None:
+    """As in a folder of ISIC 2018, which has the images of 2017; validation was not trained on."""
+    pipeline.run(contract.PREPROCESSING, tmp_path, "--source", str(SOURCE), "--split", "2018", "--limit", "9")
+    pipeline.run(contract.SEGNET, tmp_path, "--pretrained", "--no-tta")
+    results = json.loads((tmp_path / "graphics" / "segmentation.json").read_text())
+    official = {record.id for record in pipeline.records(SOURCE, "val")}
+    for split in ("val", "test"):
+        ids = reader(tmp_path).load("ids", split=split).tolist()
+        assert set(results["seen"][split]) == set(ids) - official
+        assert results["splits"].get(split, {"n": 0})["n"] == len(set(ids) & official)

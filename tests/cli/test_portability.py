@@ -30,7 +30,7 @@ run.run(script.build_parser(), script.main)
 
 
 def test_scripts_start_and_preprocess_without_posix_modules(tmp_path: Path) -> None:
-    synthetic.write_sample(tmp_path / "source", {"train": 3, "val": 3, "test": 3}, size=(60, 80))
+    synthetic.write_sample(tmp_path / "source", {"train": 3, "val": 3, "test": 3}, size=(66, 88))
     code = WITHOUT_POSIX.format(blocked=POSIX_ONLY, scripts=SCRIPTS)
     flags = ["--source", "source", "--data", "data", "--graphics", "graphics", "--size", "32", "--jobs", "1"]
     done = subprocess.run(

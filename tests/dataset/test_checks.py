@@ -106,12 +106,12 @@ def bomb(record: Record) -> None:
 
 def mask_of_another_size(record: Record) -> None:
     assert record.mask
-    save_as(record.mask, Image.new("L", (81, 60), 255))
+    save_as(record.mask, Image.new("L", (89, 66), 255))
 
 
 def grey_mask(record: Record) -> None:
     assert record.mask
-    save_as(record.mask, Image.new("L", (80, 60), 90))
+    save_as(record.mask, Image.new("L", (88, 66), 90))
 
 
 def truncated_mask(record: Record) -> None:
@@ -124,7 +124,7 @@ FAULTS: dict[Change, str] = {
     web_page: "not a readable image",
     empty_file: "not a readable image",
     bomb: "not a readable image.*limit",
-    mask_of_another_size: r"is \(81, 60\), its image .* is \(80, 60\)",
+    mask_of_another_size: r"is \(89, 66\), its image .* is \(88, 66\)",
     grey_mask: "no lesion to separate from skin",
     truncated_mask: "_segmentation.png",
 }

@@ -5,7 +5,7 @@ from pathlib import Path
 from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
 from melanoma.dataset.cache import Cache
-from melanoma.dataset.splits import UNLABELLED
+from melanoma.dataset.splits import UNLABELLED, originals_with_mask
 from melanoma.dataset.workers import Workers
 from melanoma.errors import InputError
 from melanoma.evaluation import figures, plots
@@ -136,11 +136,11 @@ def test_figures_of_masks_show_images_that_have_one(
     partly: tuple[Store, list[list[list[plots.Tile]]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, grids = partly
-    figures.draw_overlays(store, tmp_path / "a.png")
+    figures.draw_overlays(store, originals_with_mask(store, "val"), tmp_path / "a.png")
     assert {int(tile.image[0, 0, 0]) for row in grids[0] for tile in row} == {0, 2, 3}
     drawn: list[dict[str, np.ndarray]] = []
     monkeypatch.setattr(plots, "jaccard", lambda path, area, values, groups, title: drawn.append(groups))
-    figures.draw_jaccard(store, tmp_path / "b.png")
+    figures.draw_jaccard(store, originals_with_mask(store, "val"), tmp_path / "b.png")
     (groups,) = drawn
     assert {name: rows.tolist() for name, rows in groups.items()} == {
         "benign nevus": [True, False, False],

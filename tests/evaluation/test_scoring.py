@@ -85,8 +85,8 @@ def test_metrics_of_a_subgroup_are_of_melanoma_at_the_threshold() -> None:
 
 def test_masks_are_scored_on_originals_only(finished: Path) -> None:
     store = reader(finished)
-    scored = scoring.score_masks(store, "train", seed=0)
-    count = pipeline.COUNTS["train"]  # the originals come first
+    scored = scoring.score_masks(store, "train", scoring.rows_with_masks(store, "train"), seed=0)
+    count = pipeline.COUNTS["train"]  # the originals come before their copies
     masks, predicted = store.load("masks", split="train"), store.load("predicted", split="train")
     assert scored["n"] == count < len(masks)
     expected = segmentation.per_image(masks[:count], predicted[:count])
@@ -148,8 +148,16 @@ def test_split_of_which_no_image_has_a_label_is_predicted_only(partly: Path) -> 
 
 
 def test_masks_are_scored_where_there_is_a_true_one(partly: Path) -> None:
-    scored = scoring.score_masks(reader(partly), "train", seed=0)
+    rows = scoring.rows_with_masks(reader(partly), "train")
+    scored = scoring.score_masks(reader(partly), "train", rows, seed=0)
     assert scored["n"] == 3 and scored["metrics"]["jaccard"] == 1
+
+
+def test_images_to_leave_out_have_no_rows(finished: Path) -> None:
+    store = reader(finished)
+    ids = store.load("ids", split="val").tolist()
+    assert scoring.rows_with_masks(store, "val", [ids[2], "unknown"]).tolist() == [0, 1, *range(3, len(ids))]
+    assert scoring.rows_with_masks(store, "val", ids).tolist() == []
 
 
 @pytest.mark.usefixtures("logging_restored")

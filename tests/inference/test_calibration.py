@@ -23,6 +23,13 @@ def test_temperature_and_bias_by_hand() -> None:
     assert found.dtype == np.float32
 
 
+def test_probabilities_of_several_folds_are_calibrated_one_by_one() -> None:
+    _, probabilities = simulate(6)
+    one = calibration.Calibration(2.0, (0.0, 0.5, -0.5))
+    folds = probabilities.reshape(3, 2, 3)
+    assert one.apply(folds) == pytest.approx(one.apply(probabilities).reshape(3, 2, 3), abs=1e-6)
+
+
 def test_identity_changes_nothing() -> None:
     _, probabilities = simulate(100)
     assert calibration.IDENTITY.apply(probabilities) == pytest.approx(probabilities, abs=1e-6)

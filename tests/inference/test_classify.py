@@ -19,17 +19,19 @@ FOLDS = np.array([0, 1, 0, 1, 1, 1])  # of the rows of train
 
 
 class FakeEnsemble:
-    """The brightness of an image is its probability of melanoma."""
+    """The brightness of an image is its probability of melanoma for the first fold; the second says the contrary."""
 
     def __init__(self) -> None:
         self.out_of_fold: list[np.ndarray | None] = []
 
-    def probabilities(
+    def fold_probabilities(
         self, images: np.ndarray, batch_size: int, label: str, out_of_fold: np.ndarray | None = None
     ) -> tuple[np.ndarray, str]:
         self.out_of_fold.append(out_of_fold)
         melanoma = images[:, 0, 0, 0].astype(np.float32) / 100
-        return np.stack([0.9 - melanoma, melanoma, np.full_like(melanoma, 0.1)], axis=1), f"engine {len(images) > 3}"
+        first = np.stack([0.9 - melanoma, melanoma, np.full_like(melanoma, 0.1)], axis=1)
+        folds = [first] if out_of_fold is not None else [first, first[:, [1, 0, 2]]]
+        return np.stack(folds, axis=1), f"engine {len(images) > 3}"
 
 
 @pytest.fixture
@@ -54,14 +56,15 @@ def predict(store: Store, out_of_fold: np.ndarray | None) -> tuple[dict[str, np.
 def test_without_cross_validation_train_is_not_predicted(store: Store) -> None:
     found, _ = predict(store, None)
     assert found.keys() == {"val", "test"}
-    assert found["val"][:, 1] == pytest.approx([0.1, 0.2, 0.3])
+    assert found["val"][:, 0, 1] == pytest.approx([0.1, 0.2, 0.3])
+    assert found["val"][:, 1, 1] == pytest.approx([0.8, 0.7, 0.6])
     assert store.settings["inference"] == "engine False"
 
 
 def test_augmented_copies_get_the_out_of_fold_probabilities_of_their_original(store: Store) -> None:
     out_of_fold = FOLDS[:, None] == np.arange(2)
     found, ensemble = predict(store, out_of_fold)
-    assert found["train"][:, 1] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.2, 0.4])
+    assert found["train"][:, 0, 1] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.2, 0.4])
     of_train, *of_others = ensemble.out_of_fold
     assert of_train is not None and np.array_equal(of_train, out_of_fold[:4])
     assert of_others == [None, None]
@@ -74,8 +77,11 @@ def test_calibration_is_fitted_on_originals_of_train_if_they_were_predicted_or_e
 ) -> None:
     found, _ = predict(store, FOLDS[:, None] == np.arange(2) if split == "train" else None)
     rows = slice(4) if split == "train" else slice(3)
-    expected = calibration.fit(np.array(LABELS[split])[rows], found[split][rows])
-    assert classify.calibrate(store, found) == expected != calibration.IDENTITY
+    folds = [found[split][rows, fold] for fold in range(1 if split == "train" else 2)]
+    expected = calibration.fit(np.array(LABELS[split][rows] * len(folds)), np.concatenate(folds))
+    fitted = classify.calibrate(store, found)
+    assert (fitted.temperature, *fitted.bias) == pytest.approx((expected.temperature, *expected.bias), abs=1e-3)
+    assert expected != calibration.IDENTITY
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

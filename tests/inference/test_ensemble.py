@@ -1,5 +1,6 @@
 """Ensembles: mean of the classifiers' probabilities, calibration, saving and loading."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
 from melanoma.errors import InputError, StageError
-from melanoma.inference import ensemble
+from melanoma.inference import ensemble, predict
 from melanoma.inference.calibration import Calibration
 from melanoma.inference.ensemble import Ensemble
 from melanoma.models import backbones, classifier
@@ -19,7 +20,7 @@ from pipeline import BACKBONE
 
 SIZE = 16  # pixels
 MEMBERS = ("_fold1", "_fold2")
-CALIBRATION = Calibration(2.0, (0.0, 0.5, -0.5))
+CALIBRATION = Calibration(0.1, (0.0, 0.5, -0.5))
 
 
 def build(seed: int) -> classifier.Classifier:
@@ -33,7 +34,7 @@ def make_images(count: int = 5) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def two() -> Ensemble:
-    return Ensemble([build(seed) for seed in (0, 1)], tta=False, calibration=CALIBRATION)
+    return Ensemble([build(seed) for seed in (0, 1)], MEMBERS, tta=False, calibration=CALIBRATION)
 
 
 @pytest.fixture(scope="module")
@@ -42,21 +43,71 @@ def outputs(two: Ensemble) -> list[np.ndarray]:
     return [one.model.predict_on_batch(make_images()) for one in two.classifiers]
 
 
-def test_the_mean_of_the_classifiers_is_calibrated(two: Ensemble, outputs: list[np.ndarray]) -> None:
+def test_each_fold_is_calibrated_and_then_the_folds_are_averaged(two: Ensemble, outputs: list[np.ndarray]) -> None:
     found, engine = two.probabilities(make_images(), 4, "images")
-    assert np.allclose(found, CALIBRATION.apply(np.mean(outputs, axis=0)), atol=1e-6)
+    assert found == pytest.approx(np.mean([CALIBRATION.apply(each) for each in outputs], axis=0), abs=1e-6)
+    assert abs(found - CALIBRATION.apply(np.mean(outputs, axis=0))).max() > 1e-5  # of the mean it differs
     assert np.allclose(found.sum(axis=1), 1, atol=1e-6) and found.dtype == np.float32
     assert abs(outputs[0] - outputs[1]).max() > 1e-3
     assert engine == "keras float32"
+
+
+@pytest.mark.parametrize("members", [("_seed0", "_seed1"), ("_fold1_seed0", "_fold1_seed1")])
+def test_networks_of_one_fold_are_averaged_before_calibration(
+    members: tuple[str, ...], two: Ensemble, outputs: list[np.ndarray]
+) -> None:
+    found, _ = dataclasses.replace(two, members=members).probabilities(make_images(), 4, "images")
+    assert found == pytest.approx(CALIBRATION.apply(np.mean(outputs, axis=0)), abs=1e-6)
+
+
+def test_probabilities_of_each_fold_are_the_mean_of_its_seeds(two: Ensemble, outputs: list[np.ndarray]) -> None:
+    first, second = two.classifiers
+    members = ("_fold1_seed0", "_fold1_seed1", "_fold2_seed0", "_fold2_seed1")
+    four = Ensemble([first, second, first, first], members, tta=False, calibration=CALIBRATION)
+    assert [len(models) for models in four.folds().values()] == [2, 2]
+    found, _ = four.fold_probabilities(make_images(), 4, "images")
+    assert found.shape == (5, 2, 3)
+    assert found[:, 0] == pytest.approx(np.mean(outputs, axis=0), abs=1e-6)
+    assert found[:, 1] == pytest.approx(outputs[0], abs=1e-6)
 
 
 def test_out_of_fold_probabilities_come_from_the_classifier_of_the_row(
     two: Ensemble, outputs: list[np.ndarray]
 ) -> None:
     fold = np.array([0, 1, 1, 0, 1])
-    found, _ = two.probabilities(make_images(), 4, "images", fold[:, None] == np.arange(2))
+    found, _ = two.fold_probabilities(make_images(), 4, "images", fold[:, None] == np.arange(2))
+    assert found.shape == (5, 1, 3)
+    assert found[:, 0] == pytest.approx(np.stack([outputs[number][row] for row, number in enumerate(fold)]), abs=1e-6)
     expected = [CALIBRATION.apply(outputs[number][row, None])[0] for row, number in enumerate(fold)]
-    assert np.allclose(found, expected, atol=1e-6)
+    assert two.combine(found) == pytest.approx(np.stack(expected), abs=1e-6)
+
+
+def test_every_network_is_called_once_for_every_batch(two: Ensemble, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = {}
+    for one in two.classifiers:
+        calls[one.model] = 0
+        compute = one.model.predict_on_batch
+
+        def count(batch: np.ndarray, model: Any = one.model, compute: Any = compute) -> np.ndarray:
+            calls[model] += 1
+            return compute(batch)
+
+        monkeypatch.setattr(one.model, "predict_on_batch", count)
+    two.probabilities(make_images(), 2, "images")
+    assert list(calls.values()) == [3, 3]
+
+
+def test_progress_names_the_fold(two: Ensemble, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = []
+
+    def record(items: range, label: str, total: int) -> range:
+        labels.append(label)
+        return items
+
+    monkeypatch.setattr(predict, "progress", record)
+    two.probabilities(make_images(), 4, "images")
+    dataclasses.replace(two, members=("_seed0", "_seed1")).probabilities(make_images(), 4, "images")
+    assert labels == ["images, fold 1", "images, fold 2", "images"]
 
 
 def settings(**changes: Any) -> dict[str, Any]:
@@ -76,7 +127,8 @@ def saved(two: Ensemble, tmp_path: Path) -> Store:
 
 def test_loaded_ensemble_gives_the_probabilities_of_the_saved_one(two: Ensemble, saved: Store) -> None:
     loaded, description = ensemble.load(saved, BACKBONE)
-    assert (loaded.tta, loaded.calibration.temperature) == (False, 2.0)
+    assert (loaded.tta, loaded.calibration.temperature) == (False, 0.1)
+    assert list(loaded.folds()) == list(MEMBERS)
     assert description == json.loads(json.dumps(settings()))
     expected, _ = two.probabilities(make_images(), 4, "images")
     assert np.array_equal(loaded.probabilities(make_images(), 4, "images")[0], expected)

@@ -1,4 +1,4 @@
-"""The networks in `pretrained/`: checksums, and the refusal to predict images they were trained on."""
+"""The networks in `pretrained/`: checksums, and the images they were trained on."""
 
 import json
 from dataclasses import asdict
@@ -8,12 +8,12 @@ from typing import Any
 from melanoma.artifacts import contract
 from melanoma.artifacts.atomic import sha256
 from melanoma.artifacts.store import Store
-from melanoma.dataset.splits import OFFICIAL
 from melanoma.errors import InputError
 from melanoma.inference import pretrained
 from melanoma.inference.calibration import Calibration
 from melanoma.models import backbones, classifier, segmentation
 from melanoma.models.segmentation import Design
+from melanoma.sources.layouts import challenge_2017
 
 import keras
 import numpy as np
@@ -32,7 +32,7 @@ def pack(folder: Path, network: str, model: keras.Model, description: dict[str, 
     """Writes the weights and the description of a network; returns the path of the weights."""
     weights = folder / f"{network}.weights.h5"
     model.save_weights(weights)
-    text = json.dumps(description | {"sha256": {weights.name: sha256(weights)}})
+    text = json.dumps({"training_ids": [], "sha256": {weights.name: sha256(weights)}} | description)
     (folder / f"{network}.json").write_text(text, encoding="utf-8")
     return weights
 
@@ -56,6 +56,7 @@ def test_classifier_is_restored_for_images_of_another_size(folder: Path) -> None
     keras.utils.set_random_seed(0)
     one = classifier.build(BACKBONE, SIZE, backbones.NONE, None, input_size=8)
     settings: dict[str, Any] = {"backbone": BACKBONE, "scaling": None, "input_size": 8, "tta": False, "calibration": {}}
+    settings |= {"members": {"": {}}}
     pack(folder, pretrained.CLASSIFIER, one.model, settings)
     restored, _ = pretrained.load_classifier(SIZE)
     found, _ = restored.probabilities(make_images(), 2, "images")
@@ -91,12 +92,57 @@ def test_files_of_the_repository_match_their_checksums(network: str, files: int)
         assert Calibration(**description["calibration"]).temperature > 0
 
 
-@pytest.mark.parametrize("division", [OFFICIAL, "2018"])
-def test_images_of_another_split_are_refused(division: str, tmp_path: Path) -> None:
-    store = Store(tmp_path, contract.PREPROCESSING, {"split": division})
-    store.save("ids", np.array(["a"]), split="val")
-    if division == OFFICIAL:
-        pretrained.refuse_other_split(store, "val")
-        return
-    with pytest.raises(InputError, match=f"--split 2018.*with --split {OFFICIAL}"):
-        pretrained.refuse_other_split(store, "val")
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("ISIC_0000013", "isic_0000013", "ISIC_0000013.jpg", "ISIC_0000013.JPEG", "ISIC_0000013_downsampled"),
+        *("ISIC_0000013_downsampled.jpg", "ISIC_0000013.png"),
+    ],
+)
+def test_image_has_one_hash_in_all_challenges(name: str) -> None:
+    assert pretrained.hash_id(name) == "bce2b43ded1894b0"
+
+
+def test_other_ids_have_other_hashes() -> None:
+    names = ("ISIC_0000013", "ISIC_0000013.2", "ISIC_0000014", "ISIC_00000130", "downsampled_ISIC_0000013", "caf\udce9")
+    assert len({pretrained.hash_id(name) for name in names}) == len(names)
+
+
+@pytest.mark.parametrize("network", [pretrained.SEGNET, pretrained.CLASSIFIER])
+def test_networks_of_the_repository_list_the_images_they_were_trained_on(network: str) -> None:
+    description, _ = pretrained.read(network)
+    hashes = description["training_ids"]
+    assert hashes == sorted(set(hashes)) and len(hashes) == 1976  # 2000 official ones without 24 duplicates
+    assert pretrained.hash_id("ISIC_0000000") in hashes  # of the official train split
+    assert pretrained.hash_id("ISIC_0001769") not in hashes  # of validation
+    assert not {pretrained.hash_id(image_id) for image_id in challenge_2017.KNOWN_DUPLICATES} & set(hashes)
+
+
+def test_network_without_a_list_of_its_training_images_is_refused(folder: Path) -> None:
+    pack(folder, pretrained.SEGNET, segmentation.build(UNET, SIZE), {"design": asdict(UNET)})
+    path = folder / "segnet.json"
+    description = json.loads(path.read_text())
+    del description["training_ids"]
+    path.write_text(json.dumps(description))
+    with pytest.raises(InputError, match=r"segnet\.json does not list the training images; restore it"):
+        pretrained.read(pretrained.SEGNET)
+
+
+def test_images_that_were_trained_on_are_found_in_every_split_but_train(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(tmp_path, contract.PREPROCESSING, {})
+    for split, ids in {"train": ["a", "b"], "val": ["B", "c", "a_downsampled"], "test": ["d"]}.items():
+        store.save("ids", np.array(ids), split=split)
+        store.save("source", np.arange(len(ids)), split=split)
+    caplog.set_level("INFO")
+    assert pretrained.find_seen(store, pretrained.hash_training_ids(store)) == {"val": ["B", "a_downsampled"]}
+    (line,) = caplog.messages
+    assert line.startswith("2 of 3 images of validation were used to train the pretrained networks")
+
+
+def test_augmented_copies_are_no_training_images_of_their_own(tmp_path: Path) -> None:
+    store = Store(tmp_path, contract.PREPROCESSING, {})
+    store.save("ids", np.array(["b", "a", "a"]), split="train")
+    store.save("source", np.array([0, 1, 1]), split="train")
+    assert pretrained.hash_training_ids(store) == sorted(map(pretrained.hash_id, "ab"))

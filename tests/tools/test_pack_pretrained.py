@@ -1,7 +1,9 @@
 """Packing of trained networks for `pretrained/`, and what --pretrained does with them."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 from melanoma.artifacts import contract
 from melanoma.errors import InputError
@@ -97,13 +99,16 @@ def test_value_outside_the_range_of_float16_is_refused(tmp_path: Path) -> None:
 def test_descriptions_have_data_settings_metrics_machine_and_versions(chain: Path) -> None:
     pack(pretrained.SEGNET, chain)
     pack(pretrained.CLASSIFIER, chain)
-    shared = {"sha256", "data", "settings", "metrics_before_float16", "machine", "versions"}
+    shared = {"sha256", "data", "training_ids", "settings", "metrics_before_float16", "machine", "versions"}
     assert description("segnet").keys() >= shared | {"design", "threshold"}
     found = description("classifier")
     assert found.keys() >= shared | {"calibration", "thresholds"}
     assert found["roi"] == "crop" and found["backbone"] == BACKBONE
     assert found["metrics_before_float16"]["train"]["n"] == pipeline.COUNTS["train"]
     assert found["settings"][contract.CLASSIFIER]["folds"] == 2
+    hashes = sorted(map(pretrained.hash_id, originals(chain, "train")))
+    assert found["training_ids"] == description("segnet")["training_ids"] == hashes
+    assert len(hashes) == pipeline.COUNTS["train"]
     assert set(found["sha256"]) == {path.name for path in pretrained.FOLDER.glob("classifier*.h5")}
     assert str(chain) not in json.dumps([found, description("segnet")])
 
@@ -177,12 +182,50 @@ def test_pretrained_classifiers_need_their_region_of_interest(
     assert "trained with --roi crop" in capsys.readouterr().err
 
 
-def test_images_that_the_pretrained_networks_were_trained_on_are_not_evaluated(
-    chain: Path, source: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def originals(folder: Path, split: str) -> list[str]:
+    """Ids of a split's images without augmented copies."""
+    return pretrained.original_ids(reader(folder), split)
+
+
+def segmentation_results(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "graphics" / "segmentation.json").read_text())
+
+
+def test_images_that_the_pretrained_networks_were_trained_on_are_left_out_of_the_evaluation(
+    chain: Path, source: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    pack(pretrained.SEGNET, chain)
+    pack(pretrained.CLASSIFIER, chain)
+    trained_on = originals(chain, "train")
     pipeline.preprocess(source, chain, "--split", "2018")
-    assert exit_code(monkeypatch, contract.SEGNET, *places(chain), "--pretrained") == 2
-    pipeline.use_true_masks(chain)
+    seen = {split: [name for name in originals(chain, split) if name in trained_on] for split in ("val", "test")}
+    assert all(seen.values())
+    caplog.set_level("INFO")
+    pipeline.run(contract.SEGNET, chain, "--pretrained", "--no-tta")
+    results = segmentation_results(chain)
+    assert results["seen"] == seen
+    for split, ids in seen.items():
+        assert results["splits"][split]["n"] == len(originals(chain, split)) - len(ids)
     pipeline.run(contract.ROI, chain)
-    assert exit_code(monkeypatch, contract.CLASSIFIER, *places(chain), "--pretrained") == 2
-    assert capsys.readouterr().err.count("--split 2018 uses for evaluation") == 2
+    pipeline.run(contract.CLASSIFIER, chain, "--pretrained")
+    settings = json.loads(reader(chain).path("classifier_settings", backbone=BACKBONE).read_text())
+    assert settings["seen"] == seen and "training_ids" not in settings
+    expected = (
+        f"{len(seen['val'])} of {len(originals(chain, 'val'))} images of validation were used to train the pretrained "
+        "networks: predicted, left out of the evaluation"
+    )
+    assert caplog.messages.count(expected) == 2  # of both networks
+
+
+def test_masks_of_a_split_of_training_images_only_are_predicted_and_not_evaluated(chain: Path, source: Path) -> None:
+    pack(pretrained.SEGNET, chain)
+    moved = chain / "moved"  # the train images as test images
+    for folder in ("Data", "Part1_GroundTruth"):
+        copied = moved / f"ISIC-2017_Test_v2_{folder}"
+        shutil.copytree(source / f"ISIC-2017_Training_{folder}", copied)
+    pipeline.preprocess(moved, chain)
+    pipeline.run(contract.SEGNET, chain, "--pretrained", "--no-tta")
+    results = segmentation_results(chain)
+    assert results["splits"] == {} and len(results["seen"]["test"]) == pipeline.COUNTS["train"]
+    assert len(reader(chain).load("predicted", split="test")) == pipeline.COUNTS["train"]
+    assert not (chain / "graphics" / "segnet_overlays.png").exists()
