@@ -45,7 +45,7 @@ BATCH_SIZE = 16
 LEARNING_RATE = 1e-3
 EMA = 0.99
 LOSS = "dice_cross_entropy"
-OVERLAYS, JACCARD = "segnet_overlays.png", "segnet_jaccard.png"
+OVERLAYS, JACCARD, SEGMENTATION = "segnet_overlays.png", "segnet_jaccard.png", "segmentation.json"
 # Flags that have no effect with --pretrained.
 OF_TRAINING = (
     *("network", "input_size", "backbone", "weights", "scaling", "loss", "folds"),
@@ -83,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--threshold",
-        type=flags.fraction,
+        type=flags.open_fraction,
         help="pixels of this probability or more are lesion; default: chosen on validation, or that of the pretrained "
         "network",
     )
@@ -148,6 +148,7 @@ def draw_masks(store: Store, scores: dict[str, Any], graphics: Path) -> None:
         (graphics / name).unlink(missing_ok=True)
         if "val" in scores:
             draw(store, graphics / name)
+            store.record_graphics(graphics / name)
 
 
 def main(arguments: argparse.Namespace) -> None:
@@ -182,7 +183,8 @@ def main(arguments: argparse.Namespace) -> None:
     scores = score(store, out_of_fold is not None, arguments.seed)
     draw_masks(store, scores, arguments.graphics)
     report = {"splits": scores, **postprocessing, **report, "peak_memory_gib": hardware.peak_memory()}
-    write_json(arguments.graphics / "segmentation.json", report | store.provenance())
+    write_json(arguments.graphics / SEGMENTATION, report | store.provenance())
+    store.record_graphics(arguments.graphics / SEGMENTATION)
     if not arguments.pretrained:
         checkpoints.remove(store, NAME)
 
