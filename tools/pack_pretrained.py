@@ -136,7 +136,7 @@ def pack_classifier(store: Store, graphics: Path) -> None:
             for split, scores in system["splits"].items()
         },
         "data": DATA.format("epochs"),
-        "settings": report.made_with(results),
+        "settings": report.made_with(results, backbone),
         "versions": results["versions"],
     }
     weights = [store.check("classifier_weights", backbone=backbone, member=member) for member in settings["members"]]

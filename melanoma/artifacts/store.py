@@ -107,8 +107,10 @@ class Store:
             ) from None
 
     def branch(self) -> "Store":
-        """A store of the same run that has loaded and saved nothing yet: what it saves depends on what it loads."""
-        return Store(self.data, self.script, self.settings)
+        """A store of the same run, with the inputs so far; its further inputs do not become inputs of this one."""
+        store = Store(self.data, self.script, self.settings)
+        store.inputs |= self.inputs
+        return store
 
     def path(self, name: str, **fields: str) -> Path:
         """Path of a file of the contract."""

@@ -49,11 +49,7 @@ def supports_locks(folder: Path) -> bool:
         import fcntl
     except ImportError:  # Windows
         return True
-    try:
-        file = tempfile.NamedTemporaryFile(dir=folder, prefix=".melanoma_")
-    except OSError:
-        return True
-    with file:
+    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder) as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:  # nobody else can have locked this file

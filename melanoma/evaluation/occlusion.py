@@ -145,29 +145,29 @@ def draw_gradcam(path: Path, network: Classifier, predicted: Predicted, title: s
 
 
 def predict_variants(
-    store: Store, ensemble: Ensemble, split: str, roi: str, labels: np.ndarray
+    store: Store, ensemble: Ensemble, split: str, roi: str, rows: np.ndarray, labels: np.ndarray
 ) -> tuple[dict[str, Predicted], set[str]]:
-    """Predictions of each variant of a split's images that have a lesion, and what computed them.
+    """Predictions of each variant of some images of a split, and what computed them.
 
     Args:
         store: with images and predicted masks of the split.
         ensemble: the classifiers.
         split: val or test.
         roi: region of interest that the classifiers were trained on.
-        labels: int (N,), of all images of the split.
+        rows: int (K,), rows of the images.
+        labels: int (K,), of these images.
     """
-    rows = rows_with_lesion(store, split)
     predicted, inference = {}, set()
     for variant in variants(roi):
         images = np.concatenate(list(occluded_rois(store, split, variant, roi)))[rows]
         probabilities, computed_by = ensemble.probabilities(images, BATCH_SIZE, f"{split}, {variant}")
-        predicted[variant] = Predicted(images, labels[rows], probabilities)
+        predicted[variant] = Predicted(images, labels, probabilities)
         inference.add(computed_by)
     return predicted, inference
 
 
 def evaluate(
-    store: Store, backbone: str, labels: dict[str, np.ndarray], graphics: Path, seed: int
+    store: Store, name: str, images: scoring.Images, graphics: Path, seed: int
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Runs the occlusion test on validation and test, and draws its AUCs and the Grad-CAM of notable cases.
 
@@ -175,8 +175,8 @@ def evaluate(
 
     Args:
         store: with images, predicted masks and the classifier.
-        backbone: name of the classifier.
-        labels: {split: int (N,)}.
+        name: of the classifier.
+        images: those to evaluate, and their labels.
         graphics: folder of the PNGs.
         seed: seed of the bootstrap.
 
@@ -184,21 +184,23 @@ def evaluate(
         {split: {variant: {"metrics": ..., "intervals": ...}}}.
     """
     hardware.check()
-    ensemble, settings = load(store, backbone)
+    ensemble, settings = load(store, name)
     results, inference = {}, set()
-    for split in (split for split in labels if split != "train"):
-        if not len(rows_with_lesion(store, split)):
+    for split in (split for split in images.labels if split != "train"):
+        usable = np.isin(images.rows[split], rows_with_lesion(store, split))
+        rows, labels = images.rows[split][usable], images.labels[split][usable]
+        if not len(rows):
             log.info("%s: no occlusion test, because every predicted mask is empty or full", split)
             continue
-        predicted, computed_by = predict_variants(store, ensemble, split, settings["roi"], labels[split])
+        predicted, computed_by = predict_variants(store, ensemble, split, settings["roi"], rows, labels)
         inference |= computed_by
         results[split] = {
             variant: scoring.score_aucs(one.labels, one.probabilities, seed) for variant, one in predicted.items()
         }
-        images = figures.describe(split, predicted[AS_TRAINED].labels)
-        figures.draw_occlusion(graphics, split, results[split], f"Occlusion test, {images}")
+        shown = f"{figures.describe(split, labels)}, {name}"
+        figures.draw_occlusion(graphics, split, results[split], f"Occlusion test, {shown}")
         path = graphics / figures.GRADCAM.format(split=split)
-        title = f"Grad-CAM of the predicted class, {images}"
+        title = f"Grad-CAM of the predicted class, {shown}"
         draw_gradcam(path, ensemble.classifiers[0], predicted[AS_TRAINED], title)
     store.settings["inference"] = ", ".join(sorted(inference))
     return results
