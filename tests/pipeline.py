@@ -5,9 +5,10 @@ import importlib
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from melanoma.artifacts import contract
 from melanoma.artifacts.atomic import sha256, write_json
@@ -65,6 +66,23 @@ def run_all(source: Path, folder: Path, train: str) -> None:
 def copy(folder: Path, to: Path) -> Path:
     """Copies a chain."""
     return shutil.copytree(folder, to, dirs_exist_ok=True)
+
+
+def add_classifier(folder: Path, name: str, splits: Sequence[str] = ("val", "test"), **settings: Any) -> None:
+    """Saves random probabilities as those of a classifier that was trained on the regions of interest.
+
+    The settings are those of its JSON file.
+    """
+    flags = ["--pretrained"] if name == contract.PRETRAINED else ["--backbone", name]
+    store = Store(folder / "data", contract.CLASSIFIER, vars(parser(contract.CLASSIFIER).parse_args(flags)))
+    rng = np.random.default_rng(list(name.encode()))
+    for split in splits:
+        store.load("roi", split=split)
+    store.save_json("classifier_settings", settings, backbone=name)
+    for split in splits:
+        store.save(
+            "probabilities", rng.dirichlet((1, 1, 1), store.rows(split)).astype("f4"), split=split, backbone=name
+        )
 
 
 def use_true_masks(folder: Path) -> None:

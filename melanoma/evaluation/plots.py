@@ -19,7 +19,8 @@ matplotlib.rcParams["text.parse_math"] = False  # $ in ids and file names is no 
 DPI = 150
 GRID_DPI = 120  # about one pixel per pixel of a 256-pixel image
 TRUTH, PREDICTION = "#00e5ff", "#ffd400"  # cyan and yellow differ from skin, and from each other in grey scale
-LINES = ("#1b6ca8", "#d1495b", "#3a7d44")  # blue, red, green; also distinct with red-green colour blindness
+# Blue, red, green, purple, ochre; the first three are also distinct with red-green colour blindness.
+LINES = ("#1b6ca8", "#d1495b", "#3a7d44", "#8a5a9e", "#b8860b")
 STYLES = ("-", "--", "-.", ":")
 
 

@@ -77,7 +77,6 @@ def mask_metrics(folder: Path) -> dict:
         (contract.ROI, ["--roi", "circle"]),
         (contract.CLASSIFIER, ["--train", "none"]),
         (contract.EVALUATION, ["--seed", "-1"]),
-        (contract.EVALUATION, ["--backbone", "mobilenet9"]),
     ],
 )
 def test_flag_with_a_value_out_of_range_is_named(
@@ -108,10 +107,11 @@ def test_scripts_that_do_not_train_need_no_framework(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "set()\n"), done.stderr
 
 
+@pytest.mark.parametrize("script", [contract.SEGNET, contract.CLASSIFIER, contract.EVALUATION])
 def test_unknown_backbone_is_bad_usage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert exit_code(monkeypatch, contract.CLASSIFIER, *places(tmp_path), "--backbone", "mobilenet9") == 2
+    assert exit_code(monkeypatch, script, *places(tmp_path), "--backbone", "mobilenet9") == 2
     assert "mobilenet9" in capsys.readouterr().err
 
 
@@ -186,7 +186,9 @@ def test_classifier_gets_the_region_that_was_chosen(own_chain: Path) -> None:
 
 def test_probabilities_sum_to_one(finished: Path) -> None:
     for split in ("val", "test"):
-        assert np.allclose(reader(finished).load("probabilities", split=split, backbone=BACKBONE).sum(axis=1), 1, atol=1e-5)
+        assert np.allclose(
+            reader(finished).load("probabilities", split=split, backbone=BACKBONE).sum(axis=1), 1, atol=1e-5
+        )
 
 
 def test_metrics_have_counts_intervals_and_settings(finished: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from melanoma.artifacts import contract
 from melanoma.classes import CLASSES, TASKS
 from melanoma.dataset import roi
-from melanoma.evaluation import occlusion
+from melanoma.evaluation import occlusion, scoring
 from melanoma.models import classifier
 
 import keras
@@ -115,6 +115,6 @@ def test_script_runs_the_occlusion_test_and_removes_its_figures_next_time(own_ch
 
 def test_split_without_usable_masks_is_skipped(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(occlusion, "rows_with_lesion", lambda *_: np.zeros(0, int))
-    labels = {split: np.array(pipeline.reader(finished).load("labels", split=split)) for split in ("val", "test")}
-    assert occlusion.evaluate(pipeline.reader(finished), pipeline.BACKBONE, labels, tmp_path, 0) == {}
+    images = scoring.load_images(pipeline.reader(finished))
+    assert occlusion.evaluate(pipeline.reader(finished), pipeline.BACKBONE, images, tmp_path, 0) == {}
     assert list(tmp_path.iterdir()) == []

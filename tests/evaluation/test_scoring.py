@@ -1,12 +1,15 @@
 """Systems and their thresholds: where they come from, where metrics are biased, what evaluate.py writes."""
 
 import json
+import os
+import sys
 from pathlib import Path
 
 from melanoma.artifacts import contract
 from melanoma.classes import CLASSES, KERATOSIS, MELANOMA, SPLITS
 from melanoma.errors import InputError, StageError
 from melanoma.evaluation import report, scoring
+from melanoma.evaluation.scoring import System
 from melanoma.metrics import segmentation
 
 import numpy as np
@@ -29,7 +32,7 @@ def noise(finished: Path, tmp_path: Path) -> Path:
 
 
 def test_thresholds_are_chosen_on_validation() -> None:
-    system = scoring.choose_thresholds("a", {"val": PROBABILITIES, "test": PROBABILITIES}, {"val": LABELS})
+    system = scoring.choose_thresholds(System("a", {"val": PROBABILITIES, "test": PROBABILITIES}), {"val": LABELS})
     assert system.chosen_on == "val"
     assert set(system.thresholds["melanoma"].values()) == {0.6}
     assert system.first_threshold(MELANOMA) == 0.6
@@ -37,16 +40,16 @@ def test_thresholds_are_chosen_on_validation() -> None:
 
 def test_thresholds_are_chosen_on_train_after_a_cross_validation() -> None:
     system = scoring.choose_thresholds(
-        "a", {"train": PROBABILITIES, "val": PROBABILITIES / 2}, {"train": LABELS, "val": LABELS}
+        System("a", {"train": PROBABILITIES, "val": PROBABILITIES / 2}), {"train": LABELS, "val": LABELS}
     )
     assert system.chosen_on == "train" and system.first_threshold(MELANOMA) == 0.6
 
 
 def test_threshold_is_the_challenges_where_no_labels_choose_one() -> None:
-    no_keratosis = scoring.choose_thresholds("a", {"val": PROBABILITIES}, {"val": LABELS})
+    no_keratosis = scoring.choose_thresholds(System("a", {"val": PROBABILITIES}), {"val": LABELS})
     assert no_keratosis.thresholds[CLASSES[KERATOSIS]] == {"0.5": 0.5}
     for labels in ({}, {"test": LABELS}):
-        thresholds = scoring.choose_thresholds("a", {"val": PROBABILITIES}, labels).thresholds
+        thresholds = scoring.choose_thresholds(System("a", {"val": PROBABILITIES}), labels).thresholds
         assert list(thresholds.values()) == [{"0.5": 0.5}] * 2
 
 
@@ -115,10 +118,10 @@ def test_other_systems_are_evaluated_beside_the_classifier(
     assert report.SYNTHETIC in printed
     titles = [line for line in printed.splitlines() if ", n = " in line]
     count = pipeline.COUNTS["test"]
-    assert titles[:3] == [
+    assert titles == [
         f"Test, n = {count}: {BACKBONE}",
+        f"Test, n = {count}: all systems. F1 at the first operating point",
         f"Validation, n = {pipeline.COUNTS['val']}: {BACKBONE}",
-        f"Test, n = {count}: copy",
     ]
 
 
@@ -128,7 +131,7 @@ def test_submitted_systems_are_evaluated_without_a_classifier(
 ) -> None:
     store = reader(own_chain)
     for split in SPLITS:
-        store.remove("probabilities", split=split)
+        store.remove("probabilities", split=split, backbone=BACKBONE)
     assert exit_code(monkeypatch, contract.EVALUATION, *places(own_chain), "--predictions", str(noise)) == 0
     assert list(json.loads((own_chain / "graphics" / "metrics.json").read_text())["systems"]) == ["noise"]
     assert (own_chain / "graphics" / "roc_test.png").is_file()
@@ -139,7 +142,7 @@ def test_submitted_systems_are_evaluated_without_a_classifier(
     ("flags", "message"),
     [
         (("--predictions", "{noise}", "{noise}"), "have the same name"),
-        (("--predictions", "{graphics}/" + f"{BACKBONE}.csv"), "name of this pipeline's classifier"),
+        (("--predictions", "{graphics}/" + f"{BACKBONE}.csv"), "name of a classifier of this pipeline"),
         (("--predictions", "{graphics}/predictions_val.csv"), "this run replaces"),
     ],
 )
@@ -161,6 +164,17 @@ def test_stale_classifier_is_left_out(own_chain: Path, noise: Path) -> None:
     pipeline.run(contract.EVALUATION, own_chain, "--predictions", str(noise))
     assert list(json.loads((own_chain / "graphics" / "metrics.json").read_text())["systems"]) == ["noise"]
     assert not (own_chain / "graphics" / "MODEL_CARD.md").exists()  # it would describe the stale classifier
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names must be text")
+def test_any_file_name_can_name_a_system(own_chain: Path, noise: Path) -> None:
+    path = noise.rename(os.fsdecode(bytes(noise.with_name("_a$^$|`<b>\n\\frac{")) + b"\xff.csv"))
+    pipeline.run(contract.EVALUATION, own_chain, "--predictions", str(path))
+    graphics, name = own_chain / "graphics", "_a$^$|`<b>\\n\\frac{\\udcff"
+    assert list(json.loads((graphics / "metrics.json").read_text())["systems"]) == [BACKBONE, name]
+    page = (graphics / report.PAGE).read_text(encoding="utf-8")
+    assert f'<th scope="row">{name.replace("<b>", "&lt;b&gt;")}</th>' in page and "<b>\\n" not in page
+    assert (graphics / report.CARD).is_file() and (graphics / "roc_test.png").is_file()
 
 
 def test_limit_applies_to_submitted_predictions(own_chain: Path, noise: Path) -> None:
