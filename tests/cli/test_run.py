@@ -187,7 +187,7 @@ def test_one_folder_for_everything_is_locked_once(tmp_path: Path, monkeypatch: p
 def test_file_name_that_is_not_text_can_be_printed_and_logged(tmp_path: Path) -> None:
     code = "from melanoma.cli import flags, run\nfrom melanoma.log import log\n"
     code += "run.run(flags.base_parser(''), lambda found: (print(found.data), log.info('%s', found.data)))"
-    command = [sys.executable, "-c", code, *places(tmp_path), "--data", os.fsencode(tmp_path / "data") + b"\xff"]
+    command = [sys.executable, "-c", code, *places(tmp_path), "--data", os.fsdecode(bytes(tmp_path / "data") + b"\xff")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUTF8": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")

@@ -62,7 +62,9 @@ def test_any_name_is_drawn_as_it_is_and_has_a_legend_entry(
     def save(figure: Figure, path: Path) -> None:
         original(figure, path)
         (axis,) = figure.axes
-        found = [*axis.get_legend().get_texts(), axis.title, figure.texts[0]]
+        legend = axis.get_legend()
+        assert legend
+        found = [*legend.get_texts(), axis.title, figure.texts[0]]
         assert not any(text.get_parse_math() for text in found)
         texts.extend(text.get_text().strip() for text in found)
 

@@ -139,8 +139,8 @@ def test_differences_from_the_main_classifier_are_paired(several: Path) -> None:
         "test": [OTHER, BACKBONE],
     }
     labels = reader(several).load("labels", split="test")
-    both = (probabilities(several, name, "test") for name in (MAIN, OTHER))
-    for metric, expected in bootstrap.paired_differences(labels, *both, seed=0).items():
+    first, second = (probabilities(several, name, "test") for name in (MAIN, OTHER))
+    for metric, expected in bootstrap.paired_differences(labels, first, second, seed=0).items():
         one = found["test"][OTHER][metric]
         assert one == {**vars(expected), "interval": list(expected.interval)}
 
