@@ -8,11 +8,12 @@ Writes  data/arrays/{train,val}_{backbone}_features.npy     float32 (N, C), feat
         data/weights/{backbone}_head{member}.weights.h5     the head trained on them, for each fold and seed
         data/weights/{backbone}{member}.weights.h5          the whole classifier, best epoch
         data/weights/{backbone}.json                        settings, calibration, training history
-        data/arrays/{val,test}_probabilities.npy            float32 (N, 3), calibrated
-        data/arrays/train_probabilities.npy                 with --folds: out-of-fold
+        data/arrays/{val,test}_{backbone}_probabilities.npy float32 (N, 3), calibrated
+        data/arrays/train_{backbone}_probabilities.npy      with --folds: out-of-fold
         data/checkpoints/                                   states of interrupted training, until the script ends
         graphics/{backbone}_{head,full}{member}_curves.png  training curves of each phase
         graphics/{backbone}_{head,full}{member}_history.csv  their values
+With --pretrained, {backbone} in these names is `pretrained`: networks trained here keep their files.
 
 Run     python densenet_train.py
 Try     python densenet_train.py --backbone mobilenet --weights none --epochs 1 --limit 30
@@ -125,7 +126,7 @@ def train(
 def load_pretrained(store: Store, roi: str) -> tuple[Ensemble, dict[str, Any]]:
     """The classifiers in pretrained/, and their description with the ids of the images here that they were trained on.
 
-    Saves their weights as if they were trained here.
+    Saves their weights under the name `pretrained`.
 
     Raises:
         InputError: they were trained on another region of interest.
@@ -138,11 +139,9 @@ def load_pretrained(store: Store, roi: str) -> tuple[Ensemble, dict[str, Any]]:
         )
     made_with = description["settings"][contract.CLASSIFIER]
     store.settings |= {name: made_with.get(name) for name in OF_TRAINING} | {"weights_sha256": description["sha256"]}
-    backbone, members = description["backbone"], list(description["members"])
-    for member, network in zip(members, ensemble.classifiers, strict=True):
-        store.save_weights("classifier_weights", network.model, backbone=backbone, member=member)
-    store.keep_members("classifier_weights", members, backbone=backbone)
-    store.keep_members("head_weights", [], backbone=backbone)
+    for member, network in zip(description["members"], ensemble.classifiers, strict=True):
+        store.save_weights("classifier_weights", network.model, backbone=contract.PRETRAINED, member=member)
+    store.keep_members("classifier_weights", list(description["members"]), backbone=contract.PRETRAINED)
     seen = pretrained.find_seen(store, description.pop("training_ids"))
     return ensemble, description | {"seen": seen}
 
@@ -178,7 +177,6 @@ def main(arguments: argparse.Namespace) -> None:
     if arguments.pretrained:
         flags.refuse(vars(arguments), build_parser(), OF_TRAINING, "--pretrained trains nothing")
         ensemble, description = load_pretrained(store, roi)
-        figures.remove_curves(arguments.graphics, description["backbone"])
         raw = classify.predict_splits(store, ensemble, arguments.batch_size)
     else:
         result = train(arguments, store, roi)
@@ -188,10 +186,11 @@ def main(arguments: argparse.Namespace) -> None:
         raw = classify.predict_splits(store, ensemble, arguments.batch_size, trained.out_of_fold)
         ensemble = replace(ensemble, calibration=classify.calibrate(store, raw))
         description = describe(arguments, ensemble, trained, roi)
-    store.save_json("classifier_settings", description | {"size": size}, backbone=description["backbone"])
-    store.remove("probabilities", split="train")  # of an earlier run
+    name = contract.PRETRAINED if arguments.pretrained else arguments.backbone
+    store.save_json("classifier_settings", description | {"size": size}, backbone=name)
+    store.remove("probabilities", split="train", backbone=name)  # of an earlier run
     for split, values in raw.items():
-        store.save("probabilities", ensemble.combine(values), split=split)
+        store.save("probabilities", ensemble.combine(values), split=split, backbone=name)
     if not arguments.pretrained:
         checkpoints.remove(store, arguments.backbone)
 

@@ -57,7 +57,9 @@ def main(arguments: argparse.Namespace) -> None:
     for split in splits:
         write_regions(store, split, arguments.roi)
     shown = "val" if "val" in splits else splits[0]
-    figures.draw_roi(store, shown, arguments.roi, arguments.graphics / "roi.png")
+    path = arguments.graphics / "roi.png"
+    figures.draw_roi(store, shown, arguments.roi, path)
+    store.record_graphics(path)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from melanoma.artifacts.store import Store
 from melanoma.cli import flags, hardware, run
 from melanoma.evaluation import figures
 from melanoma.evaluation import segmentation as evaluation
+from melanoma.evaluation.report import SEGMENTATION_FILE
 from melanoma.inference import pretrained, segment
 from melanoma.models import backbones, losses, segmentation
 from melanoma.training import checkpoints, distributed
@@ -82,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--threshold",
-        type=flags.fraction,
+        type=flags.open_fraction,
         help="pixels of this probability or more are lesion; default: chosen on validation, or that of the pretrained "
         "network",
     )
@@ -151,7 +152,8 @@ def main(arguments: argparse.Namespace) -> None:
         store, out_of_fold is not None, report.get("seen", {}), arguments.graphics, arguments.seed
     )
     report = {"splits": scores, **postprocessing, **report, "peak_memory_gib": hardware.peak_memory()}
-    write_json(arguments.graphics / "segmentation.json", report | store.provenance())
+    write_json(arguments.graphics / SEGMENTATION_FILE, report | store.provenance())
+    store.record_graphics(arguments.graphics / SEGMENTATION_FILE)
     if not arguments.pretrained:
         checkpoints.remove(store, NAME)
 

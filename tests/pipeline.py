@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from melanoma.artifacts import contract
 from melanoma.artifacts.atomic import sha256, write_json
@@ -79,6 +80,23 @@ def save_rows(folder: Path, split: str, source: Sequence[int]) -> None:
     ids, rows = np.array([f"{split}{row}" for row in source]), np.array(source, np.int64)
     for name, values in (("ids", ids), ("source", rows), ("groups", rows)):
         Store(folder, contract.PREPROCESSING, {}).save(name, values, split=split)
+
+
+def add_classifier(folder: Path, name: str, splits: Sequence[str] = ("val", "test"), **settings: Any) -> None:
+    """Saves random probabilities as those of a classifier that was trained on the regions of interest.
+
+    The settings are those of its JSON file.
+    """
+    flags = ["--pretrained"] if name == contract.PRETRAINED else ["--backbone", name]
+    store = Store(folder / "data", contract.CLASSIFIER, vars(parser(contract.CLASSIFIER).parse_args(flags)))
+    rng = np.random.default_rng(list(name.encode()))
+    for split in splits:
+        store.load("roi", split=split)
+    store.save_json("classifier_settings", settings, backbone=name)
+    for split in splits:
+        store.save(
+            "probabilities", rng.dirichlet((1, 1, 1), store.rows(split)).astype("f4"), split=split, backbone=name
+        )
 
 
 def use_true_masks(folder: Path) -> None:

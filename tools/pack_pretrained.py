@@ -139,7 +139,7 @@ def pack_classifier(store: Store, graphics: Path) -> None:
         },
         "data": DATA.format("epochs"),
         "training_ids": pretrained.hash_training_ids(store),
-        "settings": report.made_with(results),
+        "settings": report.made_with(results, backbone),
         "versions": results["versions"],
     }
     weights = [store.check("classifier_weights", backbone=backbone, member=member) for member in settings["members"]]

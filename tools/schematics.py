@@ -34,7 +34,7 @@ SIZE, INPUT_SIZE = 256, 192  # sides in pixels: defaults of steps 1 and 2
 BACKBONE, ROI = "densenet121", "crop"  # defaults of steps 4 and 3
 SEED = 26  # of the synthetic image: an irregular lesion of several colours that does not touch the frame
 
-BLUE, RED, GREEN, _ = plots.LINES
+BLUE, RED, GREEN = plots.LINES[:3]
 YELLOW, GREY, PURPLE, INK = "#e9a820", "#8d99a6", "#6f5aa8", "#20262d"
 LARGE, MEDIUM, SMALL = 17, 14, 13.5  # points; a page shows the figures at less than half their size
 

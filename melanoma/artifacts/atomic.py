@@ -39,9 +39,9 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Writes text as UTF-8, completely or not at all."""
+    """Writes text as UTF-8, completely or not at all; what is not UTF-8 in a file name is escaped."""
     with atomic_write(path) as stream:
-        stream.write(content.encode())
+        stream.write(content.encode(errors="backslashreplace"))
 
 
 def write_json(path: Path, content: Any) -> None:

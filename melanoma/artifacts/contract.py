@@ -26,8 +26,8 @@ class File:
     """One file of the contract.
 
     Attributes:
-        path: relative to the data folder. {split} is train, val or test, {backbone} the classifier's backbone, {member}
-            empty or a match of MEMBER_NAME.
+        path: relative to the data folder. {split} is train, val or test, {backbone} the name of a classifier: its
+            backbone or PRETRAINED, {member} empty or a match of MEMBER_NAME.
         writer: the script that writes it.
         readers: the scripts that read it.
         dtype: dtype of an array; empty for weights and JSON.
@@ -70,10 +70,13 @@ FILES = {
     "head_weights": File("weights/{backbone}_head{member}.weights.h5", CLASSIFIER, ()),
     "classifier_weights": File("weights/{backbone}{member}.weights.h5", CLASSIFIER, (EVALUATION,)),
     "classifier_settings": File("weights/{backbone}.json", CLASSIFIER, (EVALUATION,)),
-    "probabilities": File("arrays/{split}_probabilities.npy", CLASSIFIER, (EVALUATION,), "float32", ("N", 3), 0, 1),
-    "thresholds": File("weights/thresholds.json", EVALUATION, ()),
+    "probabilities": File(
+        "arrays/{split}_{backbone}_probabilities.npy", CLASSIFIER, (EVALUATION,), "float32", ("N", 3), 0, 1
+    ),
+    "thresholds": File("weights/{backbone}_thresholds.json", EVALUATION, ()),
 }
 
+PRETRAINED = "pretrained"  # name of the classifier in pretrained/; a backbone's name is that of the user's own
 MEMBER_NAME = re.compile(r"(_fold\d+)?(_seed\d+)?")  # of an ensemble's networks, see melanoma.dataset.splits
 
 

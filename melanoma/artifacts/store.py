@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import platform
+import re
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -27,6 +28,7 @@ import numpy as np
 
 ROW_BLOCK = 64  # rows per block of `Store.blocks`: 12 MB of images of 256 pixels
 PACKAGES = ("tensorflow", "keras", "jax", "torch", "openvino", "numpy", "scikit-image", "scikit-learn", "pillow")
+GRAPHICS = "graphics/"  # start of the manifest's keys of files in the graphics folder, wherever that is
 
 
 class WeightFile(io.BytesIO):
@@ -104,6 +106,12 @@ class Store:
                 f"{self.manifest_path} is damaged ({error}): delete it and run {contract.PREPROCESSING} again"
             ) from None
 
+    def branch(self) -> "Store":
+        """A store of the same run, with the inputs so far; its further inputs do not become inputs of this one."""
+        store = Store(self.data, self.script, self.settings)
+        store.inputs |= self.inputs
+        return store
+
     def path(self, name: str, **fields: str) -> Path:
         """Path of a file of the contract."""
         return self.data / contract.FILES[name].path.format(**fields)
@@ -122,6 +130,12 @@ class Store:
     def has(self, name: str, **fields: str) -> bool:
         """Whether the manifest lists a file."""
         return self._key(self.path(name, **fields)) in self.manifest
+
+    def classifiers(self) -> list[str]:
+        """Names of the classifiers of which the manifest lists probabilities of any split, in alphabetical order."""
+        fields = {"split": f"({'|'.join(SPLITS)})", "backbone": "([a-z0-9]+)"}
+        pattern = re.compile(contract.FILES["probabilities"].path.format(**fields))
+        return sorted({match[2] for key in self.manifest if (match := pattern.fullmatch(key))})
 
     def _key(self, path: Path) -> str:
         return path.relative_to(self.data).as_posix()
@@ -157,6 +171,19 @@ class Store:
                 raise StageError(
                     f"{path} is stale: {source} has changed since {key} was made from it: run {entry['script']} again"
                 )
+
+    def check_graphics(self, path: Path) -> None:
+        """Checks that a file in the graphics folder was made from the current files of this data folder.
+
+        Raises:
+            StageError: it is missing, was not made from this data folder, was changed, or is stale.
+        """
+        key, manifest = GRAPHICS + path.name, self.manifest
+        if not path.is_file():
+            raise StageError(f"{path} is missing")
+        if key not in manifest or sha256(path) != manifest[key]["sha256"]:
+            raise StageError(f"{path} was not made from {self.data}, or was changed")
+        self._check_inputs(path, key, manifest, set())
 
     def check(self, name: str, **fields: str) -> Path:
         """Checks that a file is complete and up to date, and returns its path.
@@ -268,7 +295,7 @@ class Store:
             yield out
             if out.rows_written != rows:
                 raise InputError(f"{path}: expected {rows} rows, {out.rows_written} were written")
-        self._record(path, out.digest.hexdigest(), {"dtype": str(array_dtype), "shape": (rows, *shape)})
+        self._record_saved(path, out.digest.hexdigest(), {"dtype": str(array_dtype), "shape": (rows, *shape)})
 
     def save(self, name: str, array: np.ndarray, **fields: str) -> None:
         """Writes an array of the contract at once.
@@ -285,14 +312,18 @@ class Store:
         model.save_weights(content)
         with atomic_write(path) as stream:
             stream.write(content.getbuffer())
-        self._record(path, hashlib.sha256(content.getbuffer()).hexdigest(), {})
+        self._record_saved(path, hashlib.sha256(content.getbuffer()).hexdigest(), {})
         return path
 
     def save_json(self, name: str, content: dict[str, Any], **fields: str) -> None:
         """Writes a JSON file of the contract."""
         path = self.path(name, **fields)
         write_json(path, content)
-        self._record(path, sha256(path), {})
+        self._record_saved(path, sha256(path), {})
+
+    def record_graphics(self, path: Path) -> None:
+        """Records a file that this run wrote into the graphics folder, for `check_graphics`."""
+        self._record(GRAPHICS + path.name, path, sha256(path), {})
 
     def forget(self, name: str, **fields: str) -> None:
         """Takes a loaded file out of the inputs of what is saved afterwards."""
@@ -327,8 +358,13 @@ class Store:
                 pending += manifest[key]["inputs"]
         return {"settings": self.settings, "inputs": files, "versions": versions()}
 
-    def _record(self, path: Path, digest: str, facts: dict[str, Any]) -> None:
-        key, status, manifest = self._key(path), path.stat(), self.manifest
+    def _record_saved(self, path: Path, digest: str, facts: dict[str, Any]) -> None:
+        key = self._key(path)
+        self._record(key, path, digest, facts)
+        self.inputs[key] = digest
+
+    def _record(self, key: str, path: Path, digest: str, facts: dict[str, Any]) -> None:
+        status, manifest = path.stat(), self.manifest
         manifest[key] = facts | {
             "sha256": digest,
             "bytes": status.st_size,
@@ -340,7 +376,6 @@ class Store:
             "written": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         write_json(self.manifest_path, manifest)
-        self.inputs[key] = digest
 
 
 class ArrayWriter:

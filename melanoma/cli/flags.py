@@ -81,6 +81,14 @@ def fraction(text: str) -> float:
     return value
 
 
+def open_fraction(text: str) -> float:
+    """Argparse type: a number in (0, 1)."""
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not above 0 and below 1")
+    return value
+
+
 def at_least_one(text: str) -> float:
     """Argparse type: a finite number of at least 1."""
     value = float(text)

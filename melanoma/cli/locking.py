@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import functools
 import os
 import platform
 import shlex
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from melanoma.errors import InputError
+from melanoma.log import log
 
 import filelock
 
@@ -41,12 +43,36 @@ def is_leader() -> bool:
     return os.environ.get(f"{PREFIX}PROCESS_ID", "0") == "0"
 
 
+def supports_locks(folder: Path) -> bool:
+    """Whether the drive of a folder supports file locks, tried on a temporary file there; True if this is unknown."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return True
+    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:  # nobody else can have locked this file
+            return False
+    return True
+
+
+@functools.cache
+def warn_without_locks(folder: Path) -> None:
+    """Warns, once for each folder, that nothing keeps other runs out of it."""
+    log.warning(
+        "warning: %s: this drive does not support file locks: do not start two runs in one folder; a folder on a "
+        "local drive is safer",
+        folder,
+    )
+
+
 @contextlib.contextmanager
 def exclusive_lock(folder: Path) -> Iterator[None]:
     """Keeps other runs out of a folder; the operating system releases the lock when the process dies.
 
-    Creates the folder, and removes it afterwards if it is still empty. On a file system without locks the run continues
-    without one.
+    Creates the folder, and removes it afterwards if it is still empty. On a file system without locks the run warns and
+    continues without one.
 
     Raises:
         InputError: another run holds the lock.
@@ -64,6 +90,7 @@ def exclusive_lock(folder: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
+        warn_without_locks(folder)
     holder = f"process {os.getpid()} on {platform.node()}: {shlex.join(sys.argv)}"
     try:
         with contextlib.suppress(OSError):  # a full disk is reported where results are written

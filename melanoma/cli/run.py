@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import errno
+import io
 import logging
 import signal
 import sys
@@ -69,9 +70,11 @@ def run(
     Args:
         parser: the script's command line.
         main: the script's work.
-        writes: settings that name output folders. Each is checked before any work, and the first is locked against
-            other runs. Processes of a distributed job that write nothing skip both.
+        writes: settings that name output folders. Each is checked before any work, and locked against other runs.
+            Processes of a distributed job that write nothing skip both.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
     log.setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, terminate)
@@ -80,10 +83,11 @@ def run(
         arguments = parser.parse_args()
         with contextlib.ExitStack() as stack:
             if writes and (locking.is_leader() or not getattr(arguments, "distribute", False)):
-                folders = [getattr(arguments, name) for name in writes]
-                for folder in folders:
+                folders = {folder.resolve(): folder for folder in (getattr(arguments, name) for name in writes)}
+                for folder in folders.values():
                     locking.check_writable(folder)
-                stack.enter_context(locking.exclusive_lock(folders[0]))
+                for folder in folders.values():
+                    stack.enter_context(locking.exclusive_lock(folder))
             main(arguments)
     except BaseException as error:
         if not (message_and_code := user_message(error)):

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
 
+from melanoma.cli import locking
 from melanoma.dataset import decode, masks
 from melanoma.dataset.workers import Workers
 from melanoma.errors import InputError
@@ -21,6 +22,9 @@ import numpy as np
 NAME = "cache.sqlite"
 ROWS_PER_COMMIT = 64  # at most so many images are decoded again after a kill
 PAGE_SIZE = 65536  # bytes, SQLite's maximum; a row at 256 pixels has 300,000
+PRIMARY_CODE = 0xFF  # of SQLite's extended error codes
+# What SQLite reports on a drive without file locks, depending on the drive.
+LOCK_ERRORS = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_PROTOCOL}
 LAYOUT = "decoded (key TEXT PRIMARY KEY, info TEXT, thumbnail BLOB, image BLOB, mask BLOB)"
 
 
@@ -64,16 +68,26 @@ class Cache:
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            if not self._open():
-                self.remove()
-                self._open()
+            self._open_or_replace()
         except sqlite3.Error as error:
-            raise self._input_error(error) from None
+            if error.sqlite_errorcode & PRIMARY_CODE not in LOCK_ERRORS or locking.supports_locks(self.path.parent):
+                raise self._input_error(error) from None
+            locking.warn_without_locks(self.path.parent)
+            try:
+                self._open_or_replace(nolock=1)
+            except sqlite3.Error as again:
+                raise self._input_error(again) from None
         return self
 
-    def _open(self) -> bool:
+    def _open_or_replace(self, nolock: int = 0) -> None:
+        if not self._open(nolock):
+            self.remove()
+            self._open(nolock)
+
+    def _open(self, nolock: int) -> bool:
         """Opens the file and creates its table; False if it is damaged."""
-        self.connection = sqlite3.connect(self.path, timeout=0, isolation_level=None)
+        address = f"{self.path.absolute().as_uri()}?nolock={nolock}"
+        self.connection = sqlite3.connect(address, timeout=0, isolation_level=None, uri=True)
         try:
             self.connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             self.connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")

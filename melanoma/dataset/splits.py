@@ -211,7 +211,7 @@ def list_members(folds: int, seeds: int, seed: int) -> list[Member]:
     Args:
         folds: number of folds; 1: no cross-validation, every network is trained on all images.
         seeds: networks for each fold.
-        seed: seed of the first network of each fold; the others count up from it.
+        seed: seed of the first network of each fold; the others count up from it, and from 2**32 - 1 to 0.
     """
     return [
         Member(
@@ -220,7 +220,7 @@ def list_members(folds: int, seeds: int, seed: int) -> list[Member]:
             seed=number,
         )
         for fold in range(folds)
-        for number in range(seed, seed + seeds)
+        for number in ((seed + count) % 2**32 for count in range(seeds))  # NumPy and Keras accept no larger seed
     ]
 
 

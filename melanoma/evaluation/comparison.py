@@ -27,6 +27,23 @@ def common_splits(first: System, second: System, labels: dict[str, np.ndarray]) 
     return splits
 
 
+def differences(first: System, second: System, split: str, labels: np.ndarray, seed: int) -> dict[str, Any]:
+    """Differences of two systems' AUCs on the same images, see `bootstrap.paired_differences`, as JSON values.
+
+    Args:
+        first: the system to compare with.
+        second: the other system.
+        split: one that both have predictions for.
+        labels: int (N,), of that split.
+        seed: seed of the bootstrap.
+
+    Returns:
+        {metric: {"first": ..., "second": ..., "difference": ..., "interval": ..., "p_value": ...}}.
+    """
+    found = bootstrap.paired_differences(labels, first.probabilities[split], second.probabilities[split], seed)
+    return {metric: asdict(difference) for metric, difference in found.items()}
+
+
 def compare(systems: Sequence[System], labels: dict[str, np.ndarray], graphics: Path, seed: int) -> dict[str, Any]:
     """Compares the second of two systems with the first, and draws their ROC curves.
 
@@ -47,22 +64,25 @@ def compare(systems: Sequence[System], labels: dict[str, np.ndarray], graphics: 
     figures.remove(graphics, (figures.COMPARISON, FILE))
     results = {}
     for split in splits:
-        found = bootstrap.paired_differences(
-            labels[split], first.probabilities[split], second.probabilities[split], seed
-        )
-        results[split] = {metric: asdict(difference) for metric, difference in found.items()}
+        results[split] = differences(first, second, split, labels[split], seed)
         figures.draw_comparison(graphics, split, labels[split], systems, seed)
     return {"first": first.name, "second": second.name, "splits": results}
 
 
 def lines(compared: dict[str, Any], labels: dict[str, np.ndarray]) -> Iterator[str]:
     """The result of `compare` for a terminal."""
-    for split, differences in compared["splits"].items():
+    for split, found in compared["splits"].items():
         yield ""
-        yield f"{split}, n = {len(labels[split])}: {compared['second']} minus {compared['first']}, 95 % interval"
-        for metric, found in differences.items():
-            low, high = found["interval"]
-            yield (
-                f"  {metric:28}{found['second']:.3f} - {found['first']:.3f} = {found['difference']:+.3f}  "
-                f"({low:+.3f} to {high:+.3f}), p = {found['p_value']:.4f}"
-            )
+        yield f"{split}, n = {len(labels[split])}"
+        yield from difference_lines(compared["first"], compared["second"], found)
+
+
+def difference_lines(first: str, second: str, found: dict[str, Any]) -> Iterator[str]:
+    """The result of `differences` for a terminal; `first` and `second` are the names of the systems."""
+    yield f"{second} minus {first}, 95 % interval of the difference, p-value"
+    for metric, one in found.items():
+        low, high = one["interval"]
+        yield (
+            f"  {metric:28}{one['second']:.3f} - {one['first']:.3f} = {one['difference']:+.3f}  "
+            f"({low:+.3f} to {high:+.3f}), p = {one['p_value']:.4f}"
+        )

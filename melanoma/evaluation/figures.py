@@ -228,30 +228,35 @@ def draw_roi(store: Store, split: str, roi: str, path: Path) -> None:
 
 
 def draw_evaluation(folder: Path, split: str, labels: np.ndarray, systems: Sequence[System], seed: int) -> None:
-    """Draws a split's curves of all systems, and calibration and confusion matrices of the first system.
+    """Draws a split's curves of the systems that predict it, and calibration and confusion matrices of the first one.
 
     Args:
         folder: folder of the PNGs.
         split: split of the images.
         labels: int (N,), index into CLASSES.
-        systems: systems with predictions for this split, at least one.
+        systems: all systems; if the first has no predictions for this split, only curves of the others are drawn.
         seed: seed of the bootstrap.
     """
-    images = describe(split, labels)
-    roc, precision_recall = curves(split, labels, systems, seed)
+    images, main = describe(split, labels), systems[0]
+    predicted = [system for system in systems if split in system.probabilities]
+    roc, precision_recall = curves(split, labels, predicted, seed)
     if roc:
         title = f"Each class against the rest, {images}"
-        points = [point for thresholds in systems[0].thresholds.values() for point in thresholds]
+        points = [point for thresholds in predicted[0].thresholds.values() for point in thresholds]
         legend = "thresholds: " + ", ".join(dict.fromkeys(points))
         plots.plot_curves(folder / ROC.format(split=split), roc, title, ROC_AXES, "chance", legend)
         path = folder / PRECISION_RECALL.format(split=split)
         plots.plot_curves(path, precision_recall, title, PRECISION_RECALL_AXES, points=legend)
-    probabilities = systems[0].probabilities[split]
+    if split not in main.probabilities:
+        return
+    if len(systems) > 1:
+        images += f"\n{main.name}"
+    probabilities = main.probabilities[split]
     bins = {
         CLASSES[index]: classification.calibration_bins(labels == index, probabilities[:, index]) for index in TASKS
     }
     plots.reliability(folder / RELIABILITY.format(split=split), bins, f"Calibration, {images}")
-    melanoma, threshold = CLASSES[MELANOMA], systems[0].first_threshold(MELANOMA)
+    melanoma, threshold = CLASSES[MELANOMA], main.first_threshold(MELANOMA)
     matrix = classification.binary_confusion(labels == MELANOMA, probabilities[:, MELANOMA] >= threshold)
     title = f"Melanoma at probability {threshold:.3f}, {images}"
     plots.confusion(folder / MELANOMA_CONFUSION.format(split=split), matrix, ("benign", melanoma), title)
@@ -263,6 +268,8 @@ def curves(
     split: str, labels: np.ndarray, systems: Sequence[System], seed: int
 ) -> tuple[list[plots.Curve], list[plots.Curve]]:
     """ROC and precision-recall curves of both tasks; the first system's with band and operating points.
+
+    Those of one system are in one panel; those of several in a panel for each task.
 
     Args:
         split: split of the images.
@@ -281,16 +288,17 @@ def curves(
             continue
         for style, system in enumerate(systems):
             score = system.probabilities[split][:, index]
-            label = f"{name}, {system.name}" if len(systems) > 1 else name
-            look: dict[str, Any] = {"colour": colour, "style": style}
+            alone = len(systems) == 1
+            look: dict[str, Any] = {"colour": colour if alone else style, "style": style}
+            panel, label = ("", name) if alone else (name, system.name)
             thresholds = system.thresholds.get(name, {}) if style == 0 else {}
             roc_points, recall_points = points_at(truth, score, list(thresholds.values()))
             band = bootstrap.roc_band(truth, score, seed) if style == 0 else None
             title = f"{label}: AUC {classification.auc(truth, score):.3f}"
-            roc.append(plots.Curve(title, *classification.roc_curve(truth, score), roc_points, band, **look))
+            roc.append(plots.Curve(panel, title, *classification.roc_curve(truth, score), roc_points, band, **look))
             title = f"{label}: AP {classification.average_precision(truth, score):.3f}"
             line = classification.precision_recall_curve(truth, score)
-            precision_recall.append(plots.Curve(title, *line, recall_points, **look))
+            precision_recall.append(plots.Curve(panel, title, *line, recall_points, **look))
     return roc, precision_recall
 
 
@@ -310,8 +318,9 @@ def points_at(
 def draw_comparison(folder: Path, split: str, labels: np.ndarray, systems: Sequence[System], seed: int) -> None:
     """Draws the ROC curves of two systems; arguments as of `draw_evaluation`."""
     roc, _ = curves(split, labels, systems, seed)
-    title = f"{' and '.join(system.name for system in systems)}, {describe(split, labels)}"
-    plots.plot_curves(folder / COMPARISON.format(split=split), roc, title, ROC_AXES, "chance")
+    if roc:
+        title = f"{' and '.join(system.name for system in systems)}, {describe(split, labels)}"
+        plots.plot_curves(folder / COMPARISON.format(split=split), roc, title, ROC_AXES, "chance")
 
 
 def draw_occlusion(folder: Path, split: str, variants: dict[str, dict[str, Any]], title: str) -> None:

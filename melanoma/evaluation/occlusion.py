@@ -167,7 +167,7 @@ def predict_variants(
 
 
 def evaluate(
-    store: Store, backbone: str, images: scoring.Images, graphics: Path, seed: int
+    store: Store, name: str, images: scoring.Images, graphics: Path, seed: int
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Runs the occlusion test on validation and test, and draws its AUCs and the Grad-CAM of notable cases.
 
@@ -175,7 +175,7 @@ def evaluate(
 
     Args:
         store: with images, predicted masks and the classifier.
-        backbone: name of the classifier.
+        name: of the classifier.
         images: rows and labels of the images to use; those without a predicted lesion are left out.
         graphics: folder of the PNGs.
         seed: seed of the bootstrap.
@@ -184,11 +184,11 @@ def evaluate(
         {split: {variant: {"metrics": ..., "intervals": ...}}}.
     """
     hardware.check()
-    ensemble, settings = load(store, backbone)
+    ensemble, settings = load(store, name)
     results, inference = {}, set()
     for split in (split for split in images.labels if split != "train"):
-        with_lesion = np.isin(images.rows[split], rows_with_lesion(store, split))
-        rows, labels = images.rows[split][with_lesion], images.labels[split][with_lesion]
+        usable = np.isin(images.rows[split], rows_with_lesion(store, split))
+        rows, labels = images.rows[split][usable], images.labels[split][usable]
         if not len(rows):
             log.info("%s: no occlusion test, because every predicted mask is empty or full", split)
             continue
@@ -197,7 +197,7 @@ def evaluate(
         results[split] = {
             variant: scoring.score_aucs(one.labels, one.probabilities, seed) for variant, one in predicted.items()
         }
-        shown = figures.describe(split, labels)
+        shown = f"{figures.describe(split, labels)}, {name}"
         figures.draw_occlusion(graphics, split, results[split], f"Occlusion test, {shown}")
         path = graphics / figures.GRADCAM.format(split=split)
         title = f"Grad-CAM of the predicted class, {shown}"

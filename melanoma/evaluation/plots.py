@@ -1,5 +1,6 @@
 """Every kind of plot, drawn from arrays and saved as PNG."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,16 +8,19 @@ from pathlib import Path
 from melanoma.artifacts.atomic import atomic_write
 from melanoma.metrics.segmentation import JACCARD_THRESHOLD
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator
 from scipy import stats
 
+matplotlib.rcParams["text.parse_math"] = False  # $ in ids and file names is no formula
+
 DPI = 150
 GRID_DPI = 120  # about one pixel per pixel of a 256-pixel image
 TRUTH, PREDICTION = "#00e5ff", "#ffd400"  # cyan and yellow differ from skin, and from each other in grey scale
-# Blue, red, green, grey; also distinct with red-green colour blindness.
-LINES = ("#1b6ca8", "#d1495b", "#3a7d44", "#6c757d")
+# Blue, red, green, purple, ochre; the first three are also distinct with red-green colour blindness.
+LINES = ("#1b6ca8", "#d1495b", "#3a7d44", "#8a5a9e", "#b8860b")
 STYLES = ("-", "--", "-.", ":")
 
 
@@ -35,18 +39,20 @@ class Tile:
 class Curve:
     """A curve in the unit square, with the operating points on it."""
 
+    panel: str  # title of the panel that it is drawn in; "": the figure has one panel without title
     label: str
     x: np.ndarray
     y: np.ndarray
     points: Sequence[tuple[float, float]] = ()
     band: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # x, lower y, upper y
-    colour: int = 0  # index into LINES
-    style: int = 0  # index into STYLES
+    colour: int = 0  # index into LINES, which repeat
+    style: int = 0  # index into STYLES, which repeat
 
 
 def save(figure: Figure, path: Path, dpi: int = DPI) -> None:
     """Writes a figure as PNG; creates the folder if needed."""
-    with atomic_write(path) as stream:
+    with atomic_write(path) as stream, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font lacks
         figure.savefig(stream, dpi=dpi, format="png")
 
 
@@ -157,33 +163,41 @@ def plot_curves(
 
     Args:
         path: PNG to write.
-        curves: the curves, with their bands and points.
+        curves: the curves, with their bands and points, at least one; one panel for each value of their `panel`.
         title: title of the figure.
         axes: labels of x and y.
         diagonal: label of the line from (0, 0) to (1, 1); "": no such line.
         points: label of the curves' points; "": no label.
     """
-    figure = Figure(figsize=(5.4, 5.4), layout="constrained")
-    axis = figure.subplots()
-    if diagonal:
-        axis.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1, label=diagonal)
-    for curve in curves:
-        colour = LINES[curve.colour]
-        if curve.band:
-            axis.fill_between(*curve.band, color=colour, alpha=0.15, linewidth=0)
-        style = STYLES[curve.style % len(STYLES)]
-        axis.plot(curve.x, curve.y, color=colour, linewidth=1.8, linestyle=style, label=curve.label)
-        for x, y in curve.points:
-            axis.plot(x, y, marker="o", color=colour, markeredgecolor="white", markersize=8)
-    if points:
-        axis.plot([], [], marker="o", color="0.4", linestyle="none", label=points)
-    if any(curve.band for curve in curves):
-        axis.fill_between([], [], [], color="0.4", alpha=0.2, label="95 % band")
-    axis.set(xlabel=axes[0], ylabel=axes[1], xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-    axis.set_title(title, fontsize=11)
-    axis.grid(alpha=0.25)
-    axis.legend(fontsize=8)
+    panels = list(dict.fromkeys(curve.panel for curve in curves))
+    figure = Figure(figsize=(5.4 * len(panels), 5.4), layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    for axis, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        shown = [curve for curve in curves if curve.panel == panel]
+        if diagonal:
+            axis.plot([0, 1], [0, 1], color="0.6", linestyle=":", linewidth=1, label=diagonal)
+        for curve in shown:
+            colour = LINES[curve.colour % len(LINES)]
+            if curve.band:
+                axis.fill_between(*curve.band, color=colour, alpha=0.15, linewidth=0)
+            style = STYLES[curve.style % len(STYLES)]
+            axis.plot(curve.x, curve.y, color=colour, linewidth=1.8, linestyle=style, label=legend_label(curve.label))
+            for x, y in curve.points:
+                axis.plot(x, y, marker="o", color=colour, markeredgecolor="white", markersize=8)
+        if points:
+            axis.plot([], [], marker="o", color="0.4", linestyle="none", label=points)
+        if any(curve.band for curve in shown):
+            axis.fill_between([], [], [], color="0.4", alpha=0.2, label="95 % band")
+        axis.set(xlabel=axes[0], ylabel=axes[1], xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+        axis.set_title(panel, fontsize=10)
+        axis.grid(alpha=0.25)
+        axis.legend(fontsize=8)
     save(figure, path)
+
+
+def legend_label(text: str) -> str:
+    """A label that a legend shows: Matplotlib leaves out those that begin with an underscore."""
+    return f" {text}" if text.startswith("_") else text
 
 
 def reliability(path: Path, classes: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]], title: str) -> None:

@@ -2,16 +2,20 @@
 
 import base64
 import json
+import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence, Set
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from melanoma.artifacts import contract
 from melanoma.artifacts.atomic import write_text
+from melanoma.artifacts.store import Store
 from melanoma.classes import SPLIT_NAMES
+from melanoma.errors import StageError
 from melanoma.evaluation import scoring, tables
+from melanoma.log import log
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
@@ -45,7 +49,7 @@ OF_RUN = {
     "segnet_jaccard": "Jaccard index of the predicted masks by size and class of the lesion.",
     "roi": "Image, predicted mask and what the classifier sees.",
 }
-WIDE = ("occlusion", "gradcam", "segnet_overlays", "segnet_jaccard", "roi")
+WIDE = 900  # pixels; wider figures take the whole width of the page
 
 
 def commit() -> str:
@@ -63,18 +67,35 @@ def embedded_figures(folder: Path, captions: dict[str, str], suffix: str = "") -
     for name, caption in captions.items():
         path = folder / f"{name}{suffix}.png"
         if path.is_file():
-            source = "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-            yield {"name": path.name, "source": source, "caption": caption, "wide": name in WIDE}
+            png = path.read_bytes()
+            source = "data:image/png;base64," + base64.b64encode(png).decode()
+            width = int.from_bytes(png[16:20], "big")  # PNG specification, section 11.2.1
+            yield {"name": path.name, "source": source, "caption": caption, "wide": width > WIDE}
 
 
-def made_with(metrics: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Settings of each script of the run, without local folders and settings that affect only speed.
+def current_files(store: Store, graphics: Path) -> set[str]:
+    """Names of the files of earlier scripts that were made from the data folder as it is now; the others are logged."""
+    names = set()
+    for name in (*(f"{figure}.png" for figure in OF_RUN), SEGMENTATION_FILE):
+        if (graphics / name).is_file():
+            try:
+                store.check_graphics(graphics / name)
+                names.add(name)
+            except StageError as error:
+                log.info("not in the report: %s", error)
+    return names
+
+
+def made_with(metrics: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
+    """Settings of each script that led to a system, without local folders and settings that affect only speed.
 
     Args:
         metrics: content of metrics.json.
+        name: of the system.
     """
     used: dict[str, dict[str, Any]] = {}
-    for entry in metrics["inputs"].values():  # latest first; files of an earlier run may follow
+    for key in metrics["systems"][name]["inputs"]:  # latest first; files of an earlier run may follow
+        entry = metrics["inputs"][key]
         used.setdefault(entry["script"], entry["settings"])
     return {
         script: {
@@ -92,16 +113,39 @@ def is_synthetic(made: dict[str, dict[str, Any]]) -> bool:
     return bool(made.get(contract.PREPROCESSING, {}).get("synthetic"))
 
 
-def content(graphics: Path, metrics: dict[str, Any]) -> dict[str, Any]:
+def commands(metrics: dict[str, Any]) -> list[str]:
+    """The commands that led to the metrics, in the order of the scripts, those of the main classifier first."""
+    found: dict[str, None] = {}
+    all_made = [made_with(metrics, name) for name in metrics["systems"]]
+    for script in contract.SCRIPTS:
+        settings = [made[script] for made in all_made if script in made]
+        for one in [metrics["settings"]] if script == contract.EVALUATION else settings:
+            found[f"python {script} {one.get('flags', '')}".rstrip()] = None
+    return list(found)
+
+
+def code_fence(lines: Sequence[str]) -> str:
+    """A Markdown fence that none of the lines can close."""
+    return "`" * max([3, *(1 + len(run) for line in lines for run in re.findall("`+", line))])
+
+
+def content(graphics: Path, metrics: dict[str, Any], current: Set[str]) -> dict[str, Any]:
     """Variables of the templates.
 
     Args:
         graphics: folder of the figures and of segmentation.json.
         metrics: content of metrics.json.
+        current: names of the files of earlier scripts to show, see `current_files`.
     """
-    name, system = next(iter(metrics["systems"].items()))
-    masks, made = graphics / SEGMENTATION_FILE, made_with(metrics)
-    splits = scoring.report_order(system["splits"])
+    results = metrics["systems"]
+    name, system = next(iter(results.items()))
+    made, masks = made_with(metrics, name), {}
+    if SEGMENTATION_FILE in current:
+        masks = json.loads((graphics / SEGMENTATION_FILE).read_text(encoding="utf-8"))["splits"]
+    splits = scoring.report_order({split for one in results.values() for split in one["splits"]})
+    figures_of_run = {figure: caption for figure, caption in OF_RUN.items() if f"{figure}.png" in current}
+    evaluated = [split for split in splits if split in system["splits"]]
+    lines = commands(metrics)
     return {
         "name": name,
         "submitted": system["submitted"],
@@ -109,19 +153,24 @@ def content(graphics: Path, metrics: dict[str, Any]) -> dict[str, Any]:
         "commit": commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "names": SPLIT_NAMES,
-        "summaries": {split: tables.summarise(system["splits"][split], system["thresholds"]) for split in splits},
-        "caveats": {split: scoring.caveat(split, system["chosen_on"], system["submitted"]) for split in splits},
+        "splits": splits,
+        "counts": {
+            split: one["splits"][split]["n"] for one in results.values() for split in splits if split in one["splits"]
+        },
+        "summaries": {split: tables.summarise(system["splits"][split], system["thresholds"]) for split in evaluated},
+        "caveats": {split: scoring.caveat(split, system["chosen_on"], system["submitted"]) for split in evaluated},
         "thresholds": system["thresholds"],
         "subgroups": system["subgroups"],
-        "others": {other: system for other, system in metrics["systems"].items() if other != name},
-        "segmentation": json.loads(masks.read_text(encoding="utf-8"))["splits"] if masks.is_file() else {},
+        "compared": {split: tables.compared(results, split) for split in splits},
+        "compared_columns": tables.COMPARED,
+        "differences": metrics["differences"],
+        "left_out": [scoring.left_out_note(split, counts) for split, counts in metrics["left_out"].items()],
+        "segmentation": masks,
         "figures": {split: list(embedded_figures(graphics, OF_SPLIT, f"_{split}")) for split in splits},
-        "figures_of_run": list(embedded_figures(graphics, OF_RUN)),
+        "figures_of_run": list(embedded_figures(graphics, figures_of_run)),
         "made": made,
-        "commands": [
-            f"python {script} {settings.get('flags', '')}".rstrip()
-            for script, settings in (made | {contract.EVALUATION: metrics["settings"]}).items()
-        ],
+        "commands": lines,
+        "fence": code_fence(lines),
         "versions": metrics["versions"],
         "columns": list(tables.COLUMNS),
         "value": tables.value_of,
@@ -129,8 +178,8 @@ def content(graphics: Path, metrics: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def write(graphics: Path, metrics: dict[str, Any]) -> None:
-    """Writes the page, and the model card if the first system is this pipeline's classifier; see `content`."""
+def write(graphics: Path, metrics: dict[str, Any], current: Set[str] = frozenset()) -> None:
+    """Writes the page, and the model card if the first system is a classifier of this pipeline; see `content`."""
     environment = Environment(
         loader=PackageLoader("melanoma.evaluation"),
         autoescape=lambda name: name == TEMPLATES[PAGE],
@@ -139,6 +188,6 @@ def write(graphics: Path, metrics: dict[str, Any]) -> None:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    variables = content(graphics, metrics)
+    variables = content(graphics, metrics, current)
     for file in [PAGE] if variables["submitted"] else [PAGE, CARD]:
         write_text(graphics / file, environment.get_template(TEMPLATES[file]).render(variables))

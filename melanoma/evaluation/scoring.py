@@ -2,12 +2,13 @@
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
-from melanoma.classes import CLASSES, MELANOMA, TASKS
+from melanoma.classes import CLASSES, MELANOMA, SPLIT_NAMES, TASKS
 from melanoma.dataset.splits import UNLABELLED, are_original, load_labels, originals_with_mask
 from melanoma.errors import InputError, StageError
 from melanoma.evaluation import submissions
@@ -18,6 +19,7 @@ from melanoma.metrics import bootstrap, classification, segmentation
 import numpy as np
 import pandas as pd
 
+MAIN = "densenet121"  # the classifier of this project; others are compared with it
 DEFAULT_THRESHOLD = 0.5  # the challenge's, used if no labels are available to choose a better one
 REPORT_ORDER = ("test", "val", "train")  # most meaningful first
 
@@ -26,11 +28,11 @@ Thresholds = dict[str, dict[str, float]]  # {class: {operating point: probabilit
 
 @dataclass(frozen=True)
 class Images:
-    """The original images of each split, without augmented copies; where a split has labels, those with a label."""
+    """Original images of each split, without augmented copies."""
 
-    all_ids: dict[str, list[str]]  # of all originals of each split, regardless of labels and --limit
-    rows: dict[str, np.ndarray]  # int (N,), rows in the arrays of the split, and places in `all_ids`, up to --limit
-    labels: dict[str, np.ndarray]  # int (N,), of the splits that have labels
+    all_ids: dict[str, list[str]]  # of all originals of each split, regardless of --limit
+    rows: dict[str, np.ndarray]  # int (N,), rows in the arrays of the split, and places in `all_ids`
+    labels: dict[str, np.ndarray]  # int (N,), UNLABELLED where there is none; of the splits that have labels
 
     @property
     def ids(self) -> dict[str, list[str]]:
@@ -44,13 +46,27 @@ class System:
 
     name: str
     probabilities: dict[str, np.ndarray]  # float (N, 3) of each split
-    thresholds: Thresholds
+    thresholds: Thresholds = field(default_factory=dict)  # {}: not chosen yet
     chosen_on: str | None = None  # split that the thresholds were chosen on; None: none of these
-    submitted: bool = False  # read from a CSV file, not this pipeline's classifier
+    submitted: bool = False  # read from a CSV file, not a classifier of this pipeline
+    seen: dict[str, list[str]] = field(default_factory=dict)  # ids that its networks were trained on, by split
+    store: Store | None = None  # that has loaded what the predictions depend on
 
     def first_threshold(self, index: int) -> float:
         """The threshold of a class where only one is shown."""
         return next(iter(self.thresholds[CLASSES[index]].values()))
+
+    def save_thresholds(self) -> None:
+        """Saves the thresholds of a classifier."""
+        if self.store and not self.submitted:
+            self.store.save_json("thresholds", self.thresholds, backbone=self.name)
+
+    def of_images(self, images: Images, kept: Images) -> "System":
+        """The predictions for some of the images that it has predictions for."""
+        probabilities = {
+            split: values[np.isin(images.rows[split], kept.rows[split])] for split, values in self.probabilities.items()
+        }
+        return replace(self, probabilities=probabilities)
 
 
 def report_order(splits: Iterable[str]) -> list[str]:
@@ -62,27 +78,17 @@ def report_order(splits: Iterable[str]) -> list[str]:
 
 
 def load_images(store: Store) -> Images:
-    """Ids and labels of all splits in the data folder."""
-    splits = store.splits()
+    """All original images in the data folder, up to --limit."""
     unlimited = Store(store.data, store.script, {})  # submitted CSV files cover all images
     all_ids, rows, labels = {}, {}, {}
-    for split in splits:
+    for split in store.splits():
         source = unlimited.load("source", split=split)
         all_ids[split] = unlimited.load("ids", split=split)[are_original(source)].tolist()
         rows[split] = np.flatnonzero(are_original(source[: store.rows(split)]))
         found = load_labels(store, split)[rows[split]]
-        labelled = found != UNLABELLED
-        if labelled.any():
-            if without := int((~labelled).sum()):
-                log.info("%s: %d of %d images are predicted, but not evaluated: no label", split, without, len(found))
-            rows[split], labels[split] = rows[split][labelled], found[labelled]
+        if (found != UNLABELLED).any():
+            labels[split] = found
     return Images(all_ids, rows, labels)
-
-
-def load_predictions(store: Store, images: Images, split: str) -> tuple[list[str], np.ndarray]:
-    """Ids and this pipeline's probabilities, float32 (N, 3), of all originals up to --limit, with or without label."""
-    probabilities = np.array(store.load("probabilities", split=split))[: len(images.all_ids[split])]
-    return images.all_ids[split][: len(probabilities)], probabilities
 
 
 def load_submissions(files: Sequence[Path], images: Images) -> list[System]:
@@ -95,84 +101,148 @@ def load_submissions(files: Sequence[Path], images: Images) -> list[System]:
     for path in files:
         found = submissions.read(path, images.all_ids)
         probabilities = {split: values[images.rows[split]] for split, values in found.items()}
-        systems[path.stem] = System(path.stem, probabilities, {}, submitted=True)
+        name = printable(path.stem)
+        systems[name] = System(name, probabilities, submitted=True)
     if len(systems) < len(files):
         raise InputError("two files of predictions have the same name, which is the system's name: rename one")
     return list(systems.values())
 
 
-def load_classifier(store: Store, images: Images) -> System | None:
-    """This pipeline's classifier, named after its backbone; None: it has no predictions.
+def load_classifier(store: Store, images: Images, name: str) -> System:
+    """A classifier of this pipeline; only pretrained networks bring their thresholds.
 
     Train has predictions only after a cross-validation.
 
     Raises:
         StageError: its predictions are missing or stale.
     """
+    own = store.branch()
     probabilities = {
-        split: np.array(store.load("probabilities", split=split))[rows]
+        split: np.array(own.load("probabilities", split=split, backbone=name))[rows]
         for split, rows in images.rows.items()
-        if split != "train" or store.has("probabilities", split=split)
+        if split != "train" or own.has("probabilities", split=split, backbone=name)
     }
-    if not probabilities:
-        return None
-    made_with = store.written_with("probabilities", split=next(iter(probabilities)))
-    name = made_with["backbone"]
-    if not made_with["pretrained"]:
-        return choose_thresholds(name, probabilities, images.labels)
-    settings = json.loads(store.check("classifier_settings", backbone=name).read_text(encoding="utf-8"))
-    return System(name, probabilities, settings["thresholds"])
+    settings = json.loads(own.check("classifier_settings", backbone=name).read_text(encoding="utf-8"))
+    seen = {split: ids for split, ids in settings.get("seen", {}).items() if split in probabilities}
+    return System(name, probabilities, settings.get("thresholds", {}), seen=seen, store=own)
 
 
-def load_systems(store: Store, images: Images, files: Sequence[Path]) -> list[System]:
-    """This pipeline's classifier, if it has predictions, and the submitted systems after it.
+def load_systems(store: Store, images: Images, files: Sequence[Path], backbone: str | None = None) -> list[System]:
+    """The classifiers of this pipeline, the main one first, and after them the submitted systems.
+
+    A classifier whose predictions are missing or stale is left out, if there is another system.
+
+    Args:
+        store: the data folder.
+        images: its images.
+        files: CSV files of predictions.
+        backbone: name of the only classifier to load; None: all.
 
     Raises:
-        StageError: the classifier's predictions are missing or stale, and there is no other system.
+        StageError: predictions are missing or stale, of the named classifier or of all, and there is no other system.
         InputError: two systems have the same name, or a file is invalid.
     """
-    systems = [
-        choose_thresholds(system.name, system.probabilities, images.labels, submitted=True)
-        for system in load_submissions(files, images)
-    ]
-    if systems and not any(store.has("probabilities", split=split) for split in images.rows):
-        return systems
-    try:
-        classifier = load_classifier(store, images)
-    except StageError as error:
-        if not systems:
-            raise
-        log.info("this pipeline's classifier is left out: %s", error)
-        return systems
-    if classifier and classifier.name in {system.name for system in systems}:
-        raise InputError(f"--predictions {classifier.name}.csv has the name of this pipeline's classifier: rename it")
-    return [classifier, *systems] if classifier else systems
+    submitted = [replace(system, store=store.branch()) for system in load_submissions(files, images)]
+    classifiers: list[System] = []
+    errors: dict[str, StageError] = {}
+    for name in [backbone] if backbone else sorted(store.classifiers(), key=classifier_order):
+        try:
+            classifiers.append(load_classifier(store, images, name))
+        except StageError as problem:
+            errors[name] = problem
+    if errors and (backbone or not (classifiers or submitted)):
+        raise next(iter(errors.values()))
+    if not (classifiers or submitted):
+        hint = " with --folds, because there are only training images" if set(images.rows) == {"train"} else ""
+        raise StageError(f"predictions of a classifier are missing: run {contract.CLASSIFIER} first{hint}")
+    for name, error in errors.items():
+        log.info("the classifier %s is left out: %s", name, error)
+    if same := {system.name for system in classifiers} & {system.name for system in submitted}:
+        raise InputError(f"--predictions {same.pop()}.csv has the name of a classifier of this pipeline: rename it")
+    return [*classifiers, *submitted]
+
+
+def classifier_order(name: str) -> tuple[bool, bool, str]:
+    """Sort key of classifiers: the main one first, the pretrained one last, the others by name."""
+    return name != MAIN, name == contract.PRETRAINED, name
+
+
+def printable(name: str) -> str:
+    """A file name as text: control characters, and bytes that are not UTF-8, become escape sequences."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in name)
+
+
+# ---------------------------------------------------------------------------------------------------- images left out
+
+
+def to_evaluate(images: Images, systems: Sequence[System]) -> Images:
+    """The images that have a label and that no network of these systems was trained on.
+
+    A split without labels keeps its unlabelled images; one that loses all images loses its labels. Logs how many have
+    no label although others of their split have one.
+    """
+    rows, labels = {}, {}
+    for split, all_rows in images.rows.items():
+        kept = ~np.isin(images.ids[split], seen_ids(split, systems))
+        if split in images.labels:
+            labelled = images.labels[split] != UNLABELLED
+            if without := int((~labelled).sum()):
+                log.info("%s: %d of %d images are predicted, but not evaluated: no label", split, without, len(kept))
+            kept &= labelled
+            if kept.any():
+                labels[split] = images.labels[split][kept]
+        rows[split] = all_rows[kept]
+    return Images(images.all_ids, rows, labels)
+
+
+def seen_ids(split: str, systems: Sequence[System]) -> list[str]:
+    """Ids of a split that a network of these systems was trained on."""
+    return sorted({name for system in systems for name in system.seen.get(split, ())})
+
+
+def count_seen(images: Images, systems: Sequence[System]) -> dict[str, dict[str, int]]:
+    """Numbers of images, by split: {"seen": left out because of `seen_ids`, "images": before}, where there are any."""
+    counts = {split: int(np.isin(ids, seen_ids(split, systems)).sum()) for split, ids in images.ids.items()}
+    return {split: {"seen": seen, "images": len(images.rows[split])} for split, seen in counts.items() if seen}
+
+
+def left_out_note(split: str, counts: dict[str, int]) -> str:
+    """A sentence on what `count_seen` found for a split."""
+    what = "predicted, not evaluated" if counts["seen"] == counts["images"] else "left out"
+    return (
+        f"{counts['seen']} of {counts['images']} images of {SPLIT_NAMES[split]} were used to train the pretrained "
+        f"networks: {what}"
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- thresholds
 
 
-def choose_thresholds(
-    name: str, probabilities: dict[str, np.ndarray], labels: dict[str, np.ndarray], submitted: bool = False
-) -> System:
-    """A system with thresholds chosen on train after a cross-validation, because it is larger, or on validation.
+def choose_thresholds(system: System, labels: dict[str, np.ndarray]) -> System:
+    """A system with thresholds: its own, or chosen on train after a cross-validation, or else on validation.
+
+    Train is preferred because it is larger.
 
     Args:
-        name: name of the system.
-        probabilities: {split: float (N, 3)}.
+        system: whose thresholds to choose.
         labels: {split: int (N,)}; without labels of the split, or if all or none of them are of a class, its threshold
             is the challenge's.
-        submitted: see `System`.
     """
-    thresholds, split = {}, "train" if "train" in probabilities else "val"
+    if system.thresholds:
+        return system
+    thresholds, split = {}, "train" if "train" in system.probabilities else "val"
     for index in TASKS:
-        truth = labels[split] == index if split in probabilities and split in labels else np.zeros(0, bool)
+        known = split in system.probabilities and split in labels
+        truth = labels[split] == index if known else np.zeros(0, bool)
         if 0 < truth.sum() < len(truth):
-            thresholds[CLASSES[index]] = classification.operating_points(truth, probabilities[split][:, index])
+            thresholds[CLASSES[index]] = classification.operating_points(truth, system.probabilities[split][:, index])
         else:
-            log.info("%s: no labels to choose a threshold for %s, so it is %s", name, CLASSES[index], DEFAULT_THRESHOLD)
+            log.info(
+                "%s: no labels to choose a threshold for %s, so it is %s",
+                *(system.name, CLASSES[index], DEFAULT_THRESHOLD),
+            )
             thresholds[CLASSES[index]] = {str(DEFAULT_THRESHOLD): DEFAULT_THRESHOLD}
-    return System(name, probabilities, thresholds, split, submitted)
+    return replace(system, thresholds=thresholds, chosen_on=split)
 
 
 def caveat(split: str, chosen_on: str | None, submitted: bool) -> str:
@@ -203,12 +273,13 @@ def evaluate_system(system: System, images: Images, metadata: pd.DataFrame | Non
         seed: seed of the bootstrap.
 
     Returns:
-        {"submitted": ..., "thresholds": ..., "chosen_on": ..., "splits": {split: result of `score`}, "subgroups":
-        {split: {group: result of `score_subgroup`}}}.
+        {"submitted": ..., "inputs": manifest keys, "thresholds": ..., "chosen_on": ..., "splits": {split: result of
+        `score`}, "subgroups": {split: {group: result of `score_subgroup`}}}.
     """
     splits = [split for split in system.probabilities if split in images.labels]
     result: dict[str, Any] = {
         "submitted": system.submitted,
+        "inputs": list(system.store.provenance()["inputs"]) if system.store else [],
         "thresholds": system.thresholds,
         "chosen_on": system.chosen_on,
         "splits": {},

@@ -46,4 +46,5 @@ def evaluate(
         (graphics / name).unlink(missing_ok=True)  # of an earlier run
         if "val" in scores:
             draw(store, scoring.rows_with_masks(store, "val", seen.get("val", ())), graphics / name)
+            store.record_graphics(graphics / name)
     return scores

@@ -11,7 +11,7 @@ from melanoma.sources import csv_table
 import numpy as np
 import pandas as pd
 
-FILE = "predictions_{split}.csv"
+FILE, FILE_OF_OTHER = "predictions_{split}.csv", "predictions_{split}_{name}.csv"
 ID = "image_id"
 COLUMNS = tuple(CLASSES[index].replace(" ", "_") for index in TASKS)
 DIGITS = 9  # enough to distinguish any two float32 values

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from melanoma.classes import CLASSES, SPLIT_NAMES, TASKS
+from melanoma.classes import CLASSES, MELANOMA, SPLIT_NAMES, TASKS
 from melanoma.evaluation import scoring
 
 AUCS = {**{CLASSES[index]: f"{CLASSES[index]} auc" for index in TASKS}, "mean": "mean auc"}  # keys of the metrics
@@ -16,6 +16,10 @@ COLUMNS = {  # name of the column: end of the metric's name
     "weighted F1": "weighted f1",
     "accuracy": "accuracy",
 }
+# Columns of the table of several systems: end of the metric's name, at the first operating point of each system.
+COMPARED_AUCS = {f"{label} AUC": metric for label, metric in AUCS.items()}
+COMPARED_F1 = {f"{CLASSES[MELANOMA]} F1": f"{CLASSES[MELANOMA]} f1", "weighted F1": f"{CLASSES[MELANOMA]} weighted f1"}
+COMPARED = (*COMPARED_AUCS, *COMPARED_F1)
 
 
 @dataclass(frozen=True)
@@ -97,6 +101,34 @@ def summarise(scored: dict[str, Any], thresholds: dict[str, dict[str, float]]) -
         tasks,
         value_of(scored, "balanced accuracy"),
     )
+
+
+def compared(results: dict[str, Any], split: str) -> dict[str, list[Value]]:
+    """The metrics COMPARED of every system that is evaluated on a split; {} if that is the first system only.
+
+    Args:
+        results: {system: result of `scoring.evaluate_system`}.
+        split: train, val or test.
+    """
+    rows = {}
+    for name, system in results.items():
+        if scored := system["splits"].get(split):
+            point = next(iter(system["thresholds"][CLASSES[MELANOMA]]))
+            metrics = [*COMPARED_AUCS.values(), *(f"{metric} at {point}" for metric in COMPARED_F1.values())]
+            rows[name] = [value_of(scored, metric) for metric in metrics]
+    return rows if rows.keys() - [next(iter(results))] else {}
+
+
+def compared_lines(results: dict[str, Any], split: str) -> Iterator[str]:
+    """The table of `compared`, whose arguments these are, for a terminal; nothing if there is nothing to compare."""
+    if rows := compared(results, split):
+        n = next(system["splits"][split]["n"] for system in results.values() if split in system["splits"])
+        yield f"{SPLIT_NAMES[split].capitalize()}, n = {n}: all systems. F1 at the first operating point"
+        table = [["", *(column.replace("seborrheic ", "") for column in COMPARED)]]
+        for name, values in rows.items():
+            table.append([name, *(value.number for value in values)])
+            table.append(["", *(value.bounds for value in values)])
+        yield from align(table, max(map(len, rows)))
 
 
 def align(rows: Sequence[Sequence[str]], first_width: int) -> Iterator[str]:

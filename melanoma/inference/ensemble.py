@@ -72,14 +72,18 @@ class Ensemble:
         return self.combine(found), engine
 
 
-def load(store: Store, backbone: str) -> tuple[Ensemble, dict[str, Any]]:
-    """The classifiers last trained with a backbone, and the settings saved with their weights.
+def load(store: Store, name: str) -> tuple[Ensemble, dict[str, Any]]:
+    """A classifier of the data folder, and the settings saved with its weights.
+
+    Args:
+        store: the data folder.
+        name: the classifier's backbone, or contract.PRETRAINED.
 
     Raises:
         StageError: they are missing or stale.
     """
-    settings = json.loads(store.check("classifier_settings", backbone=backbone).read_text(encoding="utf-8"))
-    paths = [store.check("classifier_weights", backbone=backbone, member=member) for member in settings["members"]]
+    settings = json.loads(store.check("classifier_settings", backbone=name).read_text(encoding="utf-8"))
+    paths = [store.check("classifier_weights", backbone=name, member=member) for member in settings["members"]]
     return restore(settings, paths), settings
 
 

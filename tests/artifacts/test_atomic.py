@@ -22,6 +22,11 @@ def test_file_appears_at_the_end_in_a_new_folder(tmp_path: Path) -> None:
     assert hidden(tmp_path) == []
 
 
+def test_text_with_bytes_that_are_not_utf8_is_written(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "é\udcff")
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "é\\udcff"
+
+
 def write_half(path: Path, error: BaseException) -> None:
     with atomic_write(path) as stream:
         stream.write(b"half")

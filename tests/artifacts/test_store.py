@@ -101,9 +101,9 @@ def test_manifest_records_script_settings_inputs_and_versions(tmp_path: Path) ->
 )  # fmt: skip
 def test_array_outside_the_contract_is_not_saved(tmp_path: Path, name: str, array: np.ndarray) -> None:
     with pytest.raises(InputError, match="expected"):
-        store(tmp_path).save(name, array, split="train")
-    assert not store(tmp_path).has(name, split="train")
-    assert not store(tmp_path).path(name, split="train").exists()
+        store(tmp_path).save(name, array, split="train", backbone="mobilenet")
+    assert not store(tmp_path).has(name, split="train", backbone="mobilenet")
+    assert not store(tmp_path).path(name, split="train", backbone="mobilenet").exists()
     assert pipeline.hidden(tmp_path) == []
 
 
@@ -327,6 +327,60 @@ def test_provenance_lists_all_files_behind_a_result(tmp_path: Path) -> None:
         "arrays/train_roi.npy": contract.ROI,
     }
     assert provenance["inputs"]["arrays/train_images.npy"]["sha256"] == sha256(images_path(tmp_path))
+
+
+def test_branch_keeps_its_inputs_to_itself(tmp_path: Path) -> None:
+    step1(tmp_path)
+    run = store(tmp_path, contract.CLASSIFIER, limit=3)
+    run.load("ids", split="train")
+    branch = run.branch()
+    assert len(branch.load("images", split="train")) == 3 and branch.settings == run.settings
+    assert list(run.inputs) == ["arrays/train_ids.npy"]
+    assert list(branch.inputs) == ["arrays/train_ids.npy", "arrays/train_images.npy"]
+
+
+def test_classifiers_are_those_with_probabilities(tmp_path: Path) -> None:
+    run = store(tmp_path, contract.CLASSIFIER)
+    assert run.classifiers() == []
+    for split, name in (("val", "vgg16"), ("test", "mobilenet"), ("val", "mobilenet")):
+        run.save("probabilities", np.ones((1, 3), np.float32), split=split, backbone=name)
+    run.save("features", np.ones((1, 3), np.float32), split="val", backbone="xception")
+    assert run.classifiers() == ["mobilenet", "vgg16"]
+
+
+@pytest.fixture
+def figure(tmp_path: Path) -> Path:
+    """A file in a graphics folder, made from the images of step 1."""
+    step1(tmp_path)
+    path = tmp_path / "elsewhere" / "roi.png"
+    path.parent.mkdir()
+    path.write_bytes(b"picture")
+    run = store(tmp_path, contract.ROI)
+    run.load("images", split="train")
+    run.record_graphics(path)
+    assert set(run.inputs) == {"arrays/train_ids.npy", "arrays/train_images.npy"}  # not the figure
+    return path
+
+
+def test_recorded_figure_is_current_wherever_it_lies(figure: Path, tmp_path: Path) -> None:
+    store(tmp_path).check_graphics(figure)
+    store(tmp_path).check_graphics(figure.rename(tmp_path / "roi.png"))
+
+
+def test_figure_that_was_changed_is_missing_or_was_never_recorded_is_refused(figure: Path, tmp_path: Path) -> None:
+    figure.write_bytes(b"PICTURE")
+    with pytest.raises(StageError, match=r"was not made from .*, or was changed"):
+        store(tmp_path).check_graphics(figure)
+    with pytest.raises(StageError, match="was not made from"):
+        store(tmp_path).check_graphics(figure.rename(figure.with_name("other.png")))
+    with pytest.raises(StageError, match="is missing"):
+        store(tmp_path).check_graphics(figure)
+
+
+def test_figure_made_from_images_that_were_replaced_is_stale(figure: Path, tmp_path: Path) -> None:
+    step1(tmp_path, seed=1)
+    with pytest.raises(StageError, match=f"stale: arrays/train_images.npy has changed .* run {contract.ROI} again"):
+        store(tmp_path).check_graphics(figure)
 
 
 def test_weights_are_written_and_recorded(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def evaluated(folder: Path) -> dict[str, Any]:
 
 
 def probabilities(folder: Path, split: str) -> np.ndarray:
-    return np.array(reader(folder).load("probabilities", split=split))
+    return np.array(reader(folder).load("probabilities", split=split, backbone=BACKBONE))
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ def test_files_of_an_earlier_cross_validation_are_removed(crossed: Path, tmp_pat
     assert weights == {f"{BACKBONE}.weights.h5", f"{BACKBONE}_head.weights.h5", other_backbone.name}
     curves = {path.name for path in (folder / "graphics").glob(f"{BACKBONE}*_curves.png")}
     assert curves == {f"{BACKBONE}_head_curves.png"} and interrupted.is_dir()
-    assert not reader(folder).has("probabilities", split="train")
+    assert not reader(folder).has("probabilities", split="train", backbone=BACKBONE)
     pipeline.run(contract.EVALUATION, folder)
     assert set(evaluated(folder)["splits"]) == {"val", "test"}
     assert not list((folder / "graphics").glob("*_train.*"))

@@ -20,7 +20,8 @@ FILE_NAME = re.compile(r"[\w/{},]+\.(?:weights\.h5|npy|json|png|csv|html|md)")
 COMMAND = re.compile(r"python (\w+\.py)([^`\n#|;&]*)")
 MODULE_COMMAND = re.compile(r"python -m ((?:melanoma|tools|benchmarks)[\w.]*)")
 CODE_PATH = re.compile(r"`((?:melanoma|tools|tests|benchmarks|requirements|pretrained|docs)/[\w/.-]*)`")
-OPTIONAL = ("graphics/occlusion", "graphics/gradcam", "graphics/comparison")  # written with certain flags only
+OTHERS = tuple(f"graphics/predictions_{split}_" for split in SPLITS)  # of classifiers beside the main one
+OPTIONAL = ("graphics/occlusion", "graphics/gradcam", "graphics/comparison", *OTHERS)  # written in certain cases only
 FOREIGN_FLAGS = {"--images", "--kills"}  # of the benchmarks
 EXAMPLE = {"split": SPLITS, "backbone": (pipeline.BACKBONE,), "member": ("",)}
 
@@ -115,7 +116,7 @@ def test_data_folder_holds_the_files_of_the_contract(finished: Path) -> None:
         for split, backbone, member in itertools.product(*EXAMPLE.values())
     }
     expected.remove(f"arrays/test_{pipeline.BACKBONE}_features.npy")  # not needed
-    expected.remove("arrays/train_probabilities.npy")  # of a cross-validation
+    expected.remove(f"arrays/train_{pipeline.BACKBONE}_probabilities.npy")  # of a cross-validation
     there = {path.relative_to(data).as_posix() for path in data.rglob("*") if path.is_file()}
     assert there == expected | {"manifest.json"}
 

@@ -61,7 +61,7 @@ def test_truncated_array_names_the_script_that_wrote_it(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    path = reader(own_chain).path(name, split="val")
+    path = reader(own_chain).path(name, split="val", backbone=BACKBONE)
     path.write_bytes(path.read_bytes()[:-100])
     before = array_bytes(own_chain)
     assert exit_code(monkeypatch, script, *places(own_chain), *FLAGS.get(script, ())) == 3
@@ -73,7 +73,7 @@ def test_truncated_array_names_the_script_that_wrote_it(
 def test_array_of_objects_is_refused_and_nothing_in_it_runs(
     own_chain: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path, sprung = reader(own_chain).path("probabilities", split="val"), own_chain / "sprung"
+    path, sprung = reader(own_chain).path("probabilities", split="val", backbone=BACKBONE), own_chain / "sprung"
     np.save(path, np.array([pipeline.Trap(sprung)], dtype=object), allow_pickle=True)
     pipeline.rewrite_entry(own_chain / "data", path)
     assert exit_code(monkeypatch, contract.EVALUATION, *places(own_chain)) == 3

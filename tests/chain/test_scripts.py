@@ -73,6 +73,7 @@ def mask_metrics(folder: Path) -> dict:
         (contract.PREPROCESSING, ["--copies", "0.5"]),
         (contract.PREPROCESSING, ["--split", "2019"]),
         (contract.SEGNET, ["--learning-rate", "nan"]),
+        (contract.SEGNET, ["--threshold", "0"]),
         (contract.SEGNET, ["--threshold", "1"]),
         (contract.SEGNET, ["--epochs", "-1"]),
         (contract.ROI, ["--roi", "circle"]),
@@ -108,10 +109,11 @@ def test_scripts_that_do_not_train_need_no_framework(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (0, "set()\n"), done.stderr
 
 
+@pytest.mark.parametrize("script", [contract.SEGNET, contract.CLASSIFIER, contract.EVALUATION])
 def test_unknown_backbone_is_bad_usage(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert exit_code(monkeypatch, contract.CLASSIFIER, *places(tmp_path), "--backbone", "mobilenet9") == 2
+    assert exit_code(monkeypatch, script, *places(tmp_path), "--backbone", "mobilenet9") == 2
     assert "mobilenet9" in capsys.readouterr().err
 
 
@@ -185,7 +187,9 @@ def test_classifier_gets_the_region_that_was_chosen(own_chain: Path) -> None:
 
 def test_probabilities_sum_to_one(finished: Path) -> None:
     for split in ("val", "test"):
-        assert np.allclose(reader(finished).load("probabilities", split=split).sum(axis=1), 1, atol=1e-5)
+        assert np.allclose(
+            reader(finished).load("probabilities", split=split, backbone=BACKBONE).sum(axis=1), 1, atol=1e-5
+        )
 
 
 def test_metrics_have_counts_intervals_and_settings(finished: Path) -> None:
@@ -209,8 +213,8 @@ def test_metrics_have_counts_intervals_and_settings(finished: Path) -> None:
 
 def test_thresholds_come_from_validation(finished: Path) -> None:
     store = reader(finished)
-    saved = json.loads(store.path("thresholds").read_text())
-    probabilities = store.load("probabilities", split="val")
+    saved = json.loads(store.path("thresholds", backbone=BACKBONE).read_text())
+    probabilities = store.load("probabilities", split="val", backbone=BACKBONE)
     for index in (MELANOMA, KERATOSIS):
         truth = store.load("labels", split="val") == index
         thresholds = saved[CLASSES[index]]
@@ -228,7 +232,7 @@ def test_predictions_are_listed_by_id(finished: Path) -> None:
     table = pd.read_csv(finished / "graphics" / "predictions_test.csv")
     assert table.columns.tolist() == ["image_id", "melanoma", "seborrheic_keratosis"]
     assert table["image_id"].tolist() == reader(finished).load("ids", split="test").tolist()
-    probabilities = reader(finished).load("probabilities", split="test")[:, list(TASKS)]
+    probabilities = reader(finished).load("probabilities", split="test", backbone=BACKBONE)[:, list(TASKS)]
     assert np.allclose(table[["melanoma", "seborrheic_keratosis"]], probabilities, atol=1e-6)
 
 
@@ -297,10 +301,11 @@ def test_metrics_of_an_absent_class_are_undefined(own_source: Path, tmp_path: Pa
         table = challenge_2017.label_file(own_source, split)
         table.write_text(table.read_text().replace(",1.0,", ",0.0,"))
     pipeline.preprocess(own_source, tmp_path, "--copies", "1")
-    settings = vars(pipeline.parser(contract.CLASSIFIER).parse_args([])) | {"backbone": "uniform"}
-    store = Store(tmp_path / "data", contract.CLASSIFIER, settings)
+    store = Store(tmp_path / "data", contract.CLASSIFIER, vars(pipeline.parser(contract.CLASSIFIER).parse_args([])))
+    store.save_json("classifier_settings", {}, backbone="uniform")
     for split in ("val", "test"):
-        store.save("probabilities", np.full((store.rows(split), 3), 1 / 3, np.float32), split=split)
+        uniform = np.full((store.rows(split), 3), 1 / 3, np.float32)
+        store.save("probabilities", uniform, split=split, backbone="uniform")
     pipeline.run(contract.EVALUATION, tmp_path)
     found = metrics(tmp_path, "uniform")["test"]["metrics"]
     assert found["melanoma auc"] is None and found["melanoma specificity at 0.5"] is not None

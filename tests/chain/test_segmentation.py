@@ -87,7 +87,7 @@ def test_mixed_precision_gives_finite_float32_results(
         keras.config.set_dtype_policy("float32")
     assert len({id(optimizer) for optimizer in scaled}) == scaled_trainings
     store = reader(own_chain)
-    probabilities = store.load("probabilities", split="val")
+    probabilities = store.load("probabilities", split="val", backbone=pipeline.BACKBONE)
     assert probabilities.dtype == np.float32 and np.isfinite(probabilities).all()
     members = json.loads(store.path("classifier_settings", backbone=pipeline.BACKBONE).read_text())["members"]
     trainings = [settings(own_chain)["training"][0], *members[""].values()]

@@ -113,7 +113,7 @@ def test_no_two_runs_hold_the_lock_at_the_same_time(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", sorted(locking.NO_LOCKS))
 def test_run_continues_on_a_file_system_without_locks(
-    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def acquire(_: filelock.FileLock) -> None:
         raise OSError(code, os.strerror(code))
@@ -122,6 +122,22 @@ def test_run_continues_on_a_file_system_without_locks(
     with locking.exclusive_lock(tmp_path / "data"):
         (tmp_path / "data" / "result.npy").touch()
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["result.npy"]
+    assert f"{tmp_path / 'data'}: this drive does not support file locks: do not start two runs" in caplog.text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no POSIX locks")
+def test_drive_supports_locks_if_a_new_file_can_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fcntl
+
+    assert locking.supports_locks(tmp_path)
+    assert locking.supports_locks(tmp_path / "missing")  # unknown
+
+    def lockf(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "lockf", lockf)
+    assert not locking.supports_locks(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_other_errors_of_the_file_system_are_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -167,13 +167,31 @@ def test_second_run_in_a_folder_is_refused(
     assert exit_code(monkeypatch, nothing, *places(tmp_path)) == 0
 
 
-@pytest.mark.parametrize("words", [("--graphics", "graphics"), ("--data", "other")])
-def test_only_the_first_output_folder_is_locked(
-    words: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("flag", ["--data", "--graphics"])
+def test_every_output_folder_is_locked_and_the_message_names_it(
+    flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    with locking.exclusive_lock(tmp_path / words[1]):
-        assert exit_code(monkeypatch, nothing, *words) == (2 if words[0] == "--data" else 0)
+    with locking.exclusive_lock(tmp_path / "shared"):
+        assert exit_code(monkeypatch, nothing, *places(tmp_path), flag, str(tmp_path / "shared")) == 2
+    assert f"{tmp_path / 'shared'}: another run uses this folder" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_folder_for_everything_is_locked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "out", target_is_directory=True)
+    (tmp_path / "out").mkdir()
+    words = "--data", str(tmp_path / "out"), "--graphics", str(tmp_path / "link")
+    assert exit_code(monkeypatch, nothing, *words) == 0
+
+
+def test_file_name_that_is_not_text_can_be_printed_and_logged(tmp_path: Path) -> None:
+    code = "from melanoma.cli import flags, run\nfrom melanoma.log import log\n"
+    code += "run.run(flags.base_parser(''), lambda found: (print(found.data), log.info('%s', found.data)))"
+    command = [sys.executable, "-c", code, *places(tmp_path), "--data", os.fsdecode(bytes(tmp_path / "data") + b"\xff")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUTF8": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.count(b"data\\udcff") == 2
 
 
 def test_script_without_output_folders_takes_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

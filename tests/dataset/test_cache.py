@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from types import ModuleType
 
+from melanoma.cli import locking
 from melanoma.dataset import decode, masks
 from melanoma.dataset.cache import NAME, Cache, ReadInfo
 from melanoma.dataset.workers import Workers
@@ -138,6 +139,16 @@ def test_broken_link_is_a_problem(records: list[Record], tmp_path: Path) -> None
 def test_second_run_in_a_folder_is_refused(tmp_path: Path) -> None:
     with Cache(tmp_path, 32), pytest.raises(InputError, match="another run uses this folder"), Cache(tmp_path, 32):
         pass
+
+
+def test_drive_without_locks_is_used_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, records: list[Record]
+) -> None:
+    """SQLite reports such a drive as busy, and so does a file that another connection has locked."""
+    monkeypatch.setattr(locking, "supports_locks", lambda _: False)
+    with Cache(tmp_path, 32):
+        assert count_decoded(tmp_path, records, monkeypatch) == len(records)
+    assert caplog.text.count("this drive does not support file locks") == 1
 
 
 def test_path_that_cannot_be_written_is_reported(tmp_path: Path) -> None:

@@ -265,7 +265,7 @@ def test_mask_of_grey_values_is_thresholded_with_a_warning(
     values: tuple[int, ...], record: Record, inspect: Inspect, tmp_path: Path
 ) -> None:
     assert record.mask
-    grey = np.repeat(np.array(values, np.uint8), 20)[:, None].repeat(80, axis=1)
+    grey = np.repeat(np.array(values, np.uint8), 22)[:, None].repeat(88, axis=1)
     save_as(record.mask, Image.fromarray(grey))
     report = inspect()
     assert f"warning: {masks.GREY_VALUES}: 1" in report.lines()

@@ -339,6 +339,7 @@ def test_members_have_distinct_names_that_the_contract_accepts() -> None:
 
 def test_every_fold_has_a_member_of_each_seed() -> None:
     assert splits.list_members(1, 1, 5) == [Member("", -1, 5)]
+    assert [member.seed for member in splits.list_members(1, 3, 2**32 - 2)] == [2**32 - 2, 2**32 - 1, 0]
     assert splits.list_members(2, 2, 5) == [
         Member("_fold1_seed5", 0, 5),
         Member("_fold1_seed6", 0, 6),

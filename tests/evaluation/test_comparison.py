@@ -26,7 +26,7 @@ def test_difference_is_the_second_system_minus_the_first(tmp_path: Path) -> None
         assert list(difference["interval"]) == [1, 1]
     assert (tmp_path / "comparison_test.png").is_file()
     lines = list(comparison.lines(found, {"test": LABELS}))
-    assert "test, n = 30: right minus wrong, 95 % interval" in lines
+    assert lines[1:3] == ["test, n = 30", "right minus wrong, 95 % interval of the difference, p-value"]
     assert sum("1.000 - 0.000 = +1.000  (+1.000 to +1.000), p = 0." in line for line in lines) == 3
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pipeline
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 LABELS = np.array([0, 0, 1, 1])
@@ -31,11 +32,51 @@ def test_operating_points_lie_at_their_rates() -> None:
 
 def test_curves_name_their_areas_and_only_the_first_system_has_points_and_band() -> None:
     roc, precision_recall = figures.curves("val", LABELS, [SYSTEM, System("b", SYSTEM.probabilities, {})], seed=0)
-    assert [curve.label for curve in roc] == ["melanoma, a: AUC 0.750", "melanoma, b: AUC 0.750"]
-    assert [curve.label for curve in precision_recall] == ["melanoma, a: AP 0.833", "melanoma, b: AP 0.833"]
+    assert [(curve.panel, curve.label) for curve in roc] == [("melanoma", "a: AUC 0.750"), ("melanoma", "b: AUC 0.750")]
+    assert [curve.label for curve in precision_recall] == ["a: AP 0.833", "b: AP 0.833"]
     assert [len(curve.points) for curve in roc + precision_recall] == [2, 0, 2, 0]
     assert [curve.band is None for curve in roc] == [False, True]
     assert [curve.style for curve in roc] == [0, 1]
+
+
+def test_several_systems_share_a_panel_for_each_class_and_one_system_has_one_panel() -> None:
+    labels, probabilities = np.array([0, 1, 2, 2]), np.vstack([PROBABILITIES[:3], [0, 0, 1]])
+    several = [System(name, {"val": probabilities}, {}) for name in "abcd"]
+    roc, _ = figures.curves("val", labels, several, seed=0)
+    assert {curve.panel for curve in roc} == {"melanoma", "seborrheic keratosis"}
+    assert len({(curve.panel, curve.colour, curve.style) for curve in roc}) == len(roc) == 8
+    assert [(curve.panel, curve.colour) for curve in figures.curves("val", labels, several[:1], seed=0)[0]] == [
+        ("", 0),
+        ("", 1),
+    ]
+
+
+def test_first_system_without_predictions_of_a_split_has_only_the_curves_of_the_others(tmp_path: Path) -> None:
+    others = System("b", {"val": PROBABILITIES}, {"melanoma": {"low": 0.5}})
+    figures.draw_evaluation(tmp_path, "val", LABELS, [System("a", {}, {}), others], seed=0)
+    assert {path.name for path in tmp_path.iterdir()} == {"roc_val.png", "precision_recall_val.png"}
+
+
+@pytest.mark.parametrize("name", ["a$^$b", "_a", r"\frac{x}", "\u4e2d\u6587", "$x$"])
+def test_any_name_is_drawn_as_it_is_and_has_a_legend_entry(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts: list[str] = []
+
+    def save(figure: Figure, path: Path) -> None:
+        original(figure, path)
+        (axis,) = figure.axes
+        legend = axis.get_legend()
+        assert legend
+        found = [*legend.get_texts(), axis.title, figure.texts[0]]
+        assert not any(text.get_parse_math() for text in found)
+        texts.extend(text.get_text().strip() for text in found)
+
+    original = plots.save
+    monkeypatch.setattr(plots, "save", save)
+    line = np.linspace(0, 1, 3)
+    plots.plot_curves(tmp_path / "a.png", [plots.Curve("", name, line, line)], name, ("x", "y"))
+    assert texts == [name, "", name]
 
 
 def test_class_without_images_has_no_curve() -> None:

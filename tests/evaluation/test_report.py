@@ -99,14 +99,14 @@ def test_page_and_card_have_the_commands_of_the_run(page: str, card: str, finish
 def test_card_says_what_the_model_is_for_and_how_it_decides(finished: Path, card: str) -> None:
     for needed in ("# Model card", "must not be used", "## Limits", "| melanoma |", "By sex and age: not measured"):
         assert needed in card
-    saved = json.loads(reader(finished).path("thresholds").read_text())
+    saved = json.loads(reader(finished).path("thresholds", backbone=BACKBONE).read_text())
     for name, points in saved.items():
         for point, value in points.items():
             assert f"| {name} | {point} | {value:.4f} |" in card
 
 
 def test_synthetic_run_says_so_first_and_does_not_name_the_challenge(metrics: dict[str, Any], tmp_path: Path) -> None:
-    assert report.is_synthetic(report.made_with(metrics))  # as segmentation_01_preprocessing.py recorded it
+    assert report.is_synthetic(report.made_with(metrics, BACKBONE))  # as segmentation_01_preprocessing.py recorded it
     page, card = rewrite(metrics, True, tmp_path)
     assert card.splitlines()[0] == f"**{report.SYNTHETIC}**"
     assert page.index(report.SYNTHETIC) < page.index("<h1>")
@@ -129,9 +129,39 @@ def test_settings_are_those_of_the_latest_run_of_each_script() -> None:
         "old": {"script": contract.ROI, "settings": {"roi": "mask"}},
         "weights": {"script": contract.CLASSIFIER, "settings": {"weights": "/home/me/a.h5"}},
     }
-    made = report.made_with({"inputs": entries})
+    made = report.made_with({"inputs": entries, "systems": {"toy": {"inputs": list(entries)}}}, "toy")
     assert made == {contract.ROI: {"roi": "crop"}, contract.CLASSIFIER: {"weights": "a.h5"}}
     assert not report.is_synthetic(made)
+
+
+def test_report_leaves_out_files_of_another_run(own_chain: Path, caplog: pytest.LogCaptureFixture) -> None:
+    graphics = own_chain / "graphics"
+    planted = json.loads((graphics / report.SEGMENTATION_FILE).read_text())
+    planted["splits"]["val"]["metrics"]["jaccard"] = 0.9876
+    (graphics / report.SEGMENTATION_FILE).write_text(json.dumps(planted))
+    shutil.copyfile(graphics / "roc_val.png", graphics / "roi.png")
+    with caplog.at_level("INFO", "melanoma"):
+        pipeline.run(contract.EVALUATION, own_chain)
+    page = (graphics / report.PAGE).read_text(encoding="utf-8")
+    assert "0.988" not in page and 'alt="roi.png"' not in page and 'alt="segnet_overlays.png"' in page
+    for name in (report.SEGMENTATION_FILE, "roi.png"):
+        assert (
+            f"not in the report: {graphics / name} was not made from {own_chain / 'data'}, or was changed"
+            in caplog.text
+        )
+
+
+def test_file_made_from_masks_that_were_replaced_is_not_current(own_chain: Path) -> None:
+    store, graphics = reader(own_chain), own_chain / "graphics"
+    everything = {"segnet_overlays.png", "segnet_jaccard.png", "roi.png", report.SEGMENTATION_FILE}
+    assert report.current_files(store, graphics) == everything
+    pipeline.use_true_masks(own_chain)
+    assert report.current_files(store, graphics) == set()
+
+
+def test_backticks_in_a_command_do_not_end_its_block() -> None:
+    assert report.code_fence(["python evaluate.py"]) == "```"
+    assert report.code_fence(["python evaluate.py --predictions 'a", "````.csv'"]) == "`````"
 
 
 @pytest.mark.slow

@@ -1,6 +1,8 @@
 """Systems and their thresholds: where they come from, where metrics are biased, what evaluate.py writes."""
 
 import json
+import os
+import sys
 from pathlib import Path
 
 from melanoma.artifacts import contract
@@ -9,6 +11,7 @@ from melanoma.classes import CLASSES, KERATOSIS, MELANOMA, SPLITS
 from melanoma.dataset.splits import UNLABELLED
 from melanoma.errors import InputError, StageError
 from melanoma.evaluation import report, scoring
+from melanoma.evaluation.scoring import System
 from melanoma.metrics import segmentation
 
 import numpy as np
@@ -31,7 +34,7 @@ def noise(finished: Path, tmp_path: Path) -> Path:
 
 
 def test_thresholds_are_chosen_on_validation() -> None:
-    system = scoring.choose_thresholds("a", {"val": PROBABILITIES, "test": PROBABILITIES}, {"val": LABELS})
+    system = scoring.choose_thresholds(System("a", {"val": PROBABILITIES, "test": PROBABILITIES}), {"val": LABELS})
     assert system.chosen_on == "val"
     assert set(system.thresholds["melanoma"].values()) == {0.6}
     assert system.first_threshold(MELANOMA) == 0.6
@@ -39,16 +42,16 @@ def test_thresholds_are_chosen_on_validation() -> None:
 
 def test_thresholds_are_chosen_on_train_after_a_cross_validation() -> None:
     system = scoring.choose_thresholds(
-        "a", {"train": PROBABILITIES, "val": PROBABILITIES / 2}, {"train": LABELS, "val": LABELS}
+        System("a", {"train": PROBABILITIES, "val": PROBABILITIES / 2}), {"train": LABELS, "val": LABELS}
     )
     assert system.chosen_on == "train" and system.first_threshold(MELANOMA) == 0.6
 
 
 def test_threshold_is_the_challenges_where_no_labels_choose_one() -> None:
-    no_keratosis = scoring.choose_thresholds("a", {"val": PROBABILITIES}, {"val": LABELS})
+    no_keratosis = scoring.choose_thresholds(System("a", {"val": PROBABILITIES}), {"val": LABELS})
     assert no_keratosis.thresholds[CLASSES[KERATOSIS]] == {"0.5": 0.5}
     for labels in ({}, {"test": LABELS}):
-        thresholds = scoring.choose_thresholds("a", {"val": PROBABILITIES}, labels).thresholds
+        thresholds = scoring.choose_thresholds(System("a", {"val": PROBABILITIES}), labels).thresholds
         assert list(thresholds.values()) == [{"0.5": 0.5}] * 2
 
 
@@ -107,21 +110,22 @@ def partly(tmp_path: Path) -> Path:
     step1.save("masks", masks * np.array([1, 1, 0, 1, 1], np.uint8)[:, None, None, None], split="train")
     Store(tmp_path / "data", contract.SEGNET, {}).save("predicted", masks, split="train")
     classifier = Store(tmp_path / "data", contract.CLASSIFIER, {"backbone": "a", "pretrained": False})
-    classifier.save("probabilities", np.eye(5, 3, dtype=np.float32), split="train")
+    classifier.save_json("classifier_settings", {}, backbone="a")
+    classifier.save("probabilities", np.eye(5, 3, dtype=np.float32), split="train", backbone="a")
     return tmp_path
 
 
 def test_images_without_label_are_not_evaluated_but_listed(partly: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     images = scoring.load_images(reader(partly))
-    assert images.ids == {"train": ["train0", "train2", "train3"]}
-    assert images.labels["train"].tolist() == [0, 1, 2]
+    assert images.ids == {"train": ["train0", "train1", "train2", "train3"]}
+    evaluated = scoring.to_evaluate(images, [])
+    assert evaluated.ids == {"train": ["train0", "train2", "train3"]}
+    assert evaluated.labels["train"].tolist() == [0, 1, 2]
     assert "train: 1 of 4 images are predicted, but not evaluated: no label" in caplog.text
-    ids, probabilities = scoring.load_predictions(reader(partly), images, "train")
-    assert ids == ["train0", "train1", "train2", "train3"]
-    assert np.array_equal(probabilities, np.eye(4, 3))
-    system = scoring.load_classifier(reader(partly), images)
-    assert system and np.array_equal(system.probabilities["train"], np.eye(4, 3)[[0, 2, 3]])
+    system = scoring.load_classifier(reader(partly), images, "a")
+    assert np.array_equal(system.probabilities["train"], np.eye(4, 3))
+    assert np.array_equal(system.of_images(images, evaluated).probabilities["train"], np.eye(4, 3)[[0, 2, 3]])
 
 
 def test_submitted_predictions_cover_images_without_label_too(partly: Path) -> None:
@@ -129,21 +133,22 @@ def test_submitted_predictions_cover_images_without_label_too(partly: Path) -> N
     table.write_text("".join(f"train{row},0.{row},0\n" for row in range(4)))
     images = scoring.load_images(reader(partly))
     (system,) = scoring.load_submissions([table], images)
-    assert system.probabilities["train"][:, MELANOMA].tolist() == [0, 0.2, 0.3]
+    assert system.probabilities["train"][:, MELANOMA].tolist() == [0, 0.1, 0.2, 0.3]
+    evaluated = system.of_images(images, scoring.to_evaluate(images, []))
+    assert evaluated.probabilities["train"][:, MELANOMA].tolist() == [0, 0.2, 0.3]
 
 
 @pytest.mark.parametrize(("limit", "evaluated"), [(1, [0]), (2, [0]), (3, [0, 2]), (5, [0, 2, 3])])
 def test_limit_counts_images_without_label(limit: int, evaluated: list[int], partly: Path) -> None:
-    store = Store(partly / "data", contract.EVALUATION, {"limit": limit})
-    images = scoring.load_images(store)
-    assert images.rows["train"].tolist() == evaluated and len(images.all_ids["train"]) == 4
-    assert len(scoring.load_predictions(store, images, "train")[0]) == min(limit, 4)
+    images = scoring.load_images(Store(partly / "data", contract.EVALUATION, {"limit": limit}))
+    assert len(images.rows["train"]) == min(limit, 4) and len(images.all_ids["train"]) == 4
+    assert scoring.to_evaluate(images, []).rows["train"].tolist() == evaluated
 
 
 def test_split_of_which_no_image_has_a_label_is_predicted_only(partly: Path) -> None:
     step1 = Store(partly / "data", contract.PREPROCESSING, {})
     step1.save("labels", np.full(5, UNLABELLED, np.int8), split="train")
-    images = scoring.load_images(reader(partly))
+    images = scoring.to_evaluate(scoring.load_images(reader(partly)), [])
     assert images.labels == {} and images.rows["train"].tolist() == [0, 1, 2, 3]
 
 
@@ -182,10 +187,10 @@ def test_other_systems_are_evaluated_beside_the_classifier(
     assert report.SYNTHETIC in printed
     titles = [line for line in printed.splitlines() if ", n = " in line]
     count = pipeline.COUNTS["test"]
-    assert titles[:3] == [
+    assert titles == [
         f"Test, n = {count}: {BACKBONE}",
+        f"Test, n = {count}: all systems. F1 at the first operating point",
         f"Validation, n = {pipeline.COUNTS['val']}: {BACKBONE}",
-        f"Test, n = {count}: copy",
     ]
 
 
@@ -195,7 +200,7 @@ def test_submitted_systems_are_evaluated_without_a_classifier(
 ) -> None:
     store = reader(own_chain)
     for split in SPLITS:
-        store.remove("probabilities", split=split)
+        store.remove("probabilities", split=split, backbone=BACKBONE)
     assert exit_code(monkeypatch, contract.EVALUATION, *places(own_chain), "--predictions", str(noise)) == 0
     assert list(json.loads((own_chain / "graphics" / "metrics.json").read_text())["systems"]) == ["noise"]
     assert (own_chain / "graphics" / "roc_test.png").is_file()
@@ -206,7 +211,7 @@ def test_submitted_systems_are_evaluated_without_a_classifier(
     ("flags", "message"),
     [
         (("--predictions", "{noise}", "{noise}"), "have the same name"),
-        (("--predictions", "{graphics}/" + f"{BACKBONE}.csv"), "name of this pipeline's classifier"),
+        (("--predictions", "{graphics}/" + f"{BACKBONE}.csv"), "name of a classifier of this pipeline"),
         (("--predictions", "{graphics}/predictions_val.csv"), "this run replaces"),
     ],
 )
@@ -228,6 +233,17 @@ def test_stale_classifier_is_left_out(own_chain: Path, noise: Path) -> None:
     pipeline.run(contract.EVALUATION, own_chain, "--predictions", str(noise))
     assert list(json.loads((own_chain / "graphics" / "metrics.json").read_text())["systems"]) == ["noise"]
     assert not (own_chain / "graphics" / "MODEL_CARD.md").exists()  # it would describe the stale classifier
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names must be text")
+def test_any_file_name_can_name_a_system(own_chain: Path, noise: Path) -> None:
+    path = noise.rename(os.fsdecode(bytes(noise.with_name("_a$^$|`<b>\n\\frac{")) + b"\xff.csv"))
+    pipeline.run(contract.EVALUATION, own_chain, "--predictions", str(path))
+    graphics, name = own_chain / "graphics", "_a$^$|`<b>\\n\\frac{\\udcff"
+    assert list(json.loads((graphics / "metrics.json").read_text())["systems"]) == [BACKBONE, name]
+    page = (graphics / report.PAGE).read_text(encoding="utf-8")
+    assert f'<th scope="row">{name.replace("<b>", "&lt;b&gt;")}</th>' in page and "<b>\\n" not in page
+    assert (graphics / report.CARD).is_file() and (graphics / "roc_test.png").is_file()
 
 
 def test_limit_applies_to_submitted_predictions(own_chain: Path, noise: Path) -> None:

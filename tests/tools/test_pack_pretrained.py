@@ -56,18 +56,22 @@ def test_segmentation_network_predicts_the_masks_it_predicted_before_packing(cha
 
 def test_classifiers_predict_the_probabilities_they_predicted_before_packing(chain: Path) -> None:
     pack(pretrained.CLASSIFIER, chain)
-    before = {split: np.array(reader(chain).load("probabilities", split=split)) for split in ("val", "test")}
+    before = {
+        split: np.array(reader(chain).load("probabilities", split=split, backbone=BACKBONE))
+        for split in ("val", "test")
+    }
     thresholds = json.loads((chain / "graphics" / "metrics.json").read_text())["systems"][BACKBONE]["thresholds"]
-    for path in (chain / "data" / "weights").glob(f"{BACKBONE}*"):
-        path.unlink()
+    trained = [*(chain / "data").rglob(f"*{BACKBONE}*"), *(chain / "graphics").glob(f"{BACKBONE}*")]
+    content = {path: path.read_bytes() for path in trained}
     pipeline.run(contract.CLASSIFIER, chain, "--pretrained")
+    assert content and {path: path.read_bytes() for path in trained} == content  # nothing of the user's is lost
     for split, expected in before.items():
-        after = reader(chain).load("probabilities", split=split)
+        after = reader(chain).load("probabilities", split=split, backbone=contract.PRETRAINED)
         assert after == pytest.approx(expected, abs=5e-3)
         assert abs(after - expected).max() > 0  # rounded to float16
-    assert not reader(chain).has("probabilities", split="train")
-    pipeline.run(contract.EVALUATION, chain, "--occlusion")
-    found = json.loads((chain / "graphics" / "metrics.json").read_text())["systems"][BACKBONE]
+    assert not reader(chain).has("probabilities", split="train", backbone=contract.PRETRAINED)
+    pipeline.run(contract.EVALUATION, chain, "--occlusion", "--backbone", contract.PRETRAINED)
+    (found,) = json.loads((chain / "graphics" / "metrics.json").read_text())["systems"].values()
     assert set(found["splits"]) == {"val", "test"}
     assert found["thresholds"] == thresholds  # of the cross-validation, not chosen again
     with pytest.raises(InputError, match="--pretrained"):

@@ -356,7 +356,7 @@ def on_jax(source: Path, finished: Path, tmp_path_factory: pytest.TempPathFactor
 
 @pytest.mark.slow
 def test_all_five_scripts_run_on_jax(on_jax: Path) -> None:
-    settings = pipeline.reader(on_jax / "chain").written_with("probabilities", split="val")
+    settings = pipeline.reader(on_jax / "chain").written_with("probabilities", split="val", backbone=pipeline.BACKBONE)
     assert settings["keras_backend"] == "jax"
     assert (on_jax / "chain" / "graphics" / "report.html").is_file()
 
