@@ -11,6 +11,7 @@ from melanoma.metrics.segmentation import JACCARD_THRESHOLD
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator
 from scipy import stats
 
@@ -51,6 +52,9 @@ class Curve:
 
 def save(figure: Figure, path: Path, dpi: int = DPI) -> None:
     """Writes a figure as PNG; creates the folder if needed."""
+    for text in figure.findobj(Text):
+        if not (content := text.get_text()).isascii():  # Matplotlib cannot draw bytes of a name that are not UTF-8
+            text.set_text(content.encode(errors="backslashreplace").decode())
     with atomic_write(path) as stream, warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font lacks
         figure.savefig(stream, dpi=dpi, format="png")

@@ -163,6 +163,7 @@ def content(graphics: Path, metrics: dict[str, Any], current: Set[str]) -> dict[
         "subgroups": system["subgroups"],
         "compared": {split: tables.compared(results, split) for split in splits},
         "compared_columns": tables.COMPARED,
+        "compared_caveats": {split: tables.compared_caveats(results, split) for split in splits},
         "differences": metrics["differences"],
         "left_out": [scoring.left_out_note(split, counts) for split, counts in metrics["left_out"].items()],
         "segmentation": masks,

@@ -119,6 +119,17 @@ def compared(results: dict[str, Any], split: str) -> dict[str, list[Value]]:
     return rows if rows.keys() - [next(iter(results))] else {}
 
 
+def compared_caveats(results: dict[str, Any], split: str) -> dict[str, list[str]]:
+    """Why metrics of the systems after the first are biased: {caveat: systems}; arguments as of `compared`."""
+    found: dict[str, list[str]] = {}
+    for name in list(results)[1:]:
+        system = results[name]
+        caveat = scoring.caveat(split, system["chosen_on"], system["submitted"]) if split in system["splits"] else ""
+        if caveat:
+            found.setdefault(caveat, []).append(name)
+    return found
+
+
 def compared_lines(results: dict[str, Any], split: str) -> Iterator[str]:
     """The table of `compared`, whose arguments these are, for a terminal; nothing if there is nothing to compare."""
     if rows := compared(results, split):
@@ -129,6 +140,9 @@ def compared_lines(results: dict[str, Any], split: str) -> Iterator[str]:
             table.append([name, *(value.number for value in values)])
             table.append(["", *(value.bounds for value in values)])
         yield from align(table, max(map(len, rows)))
+        for caveat, names in compared_caveats(results, split).items():
+            yield f"{', '.join(names)}:"
+            yield f"  {caveat}"
 
 
 def align(rows: Sequence[Sequence[str]], first_width: int) -> Iterator[str]:

@@ -188,7 +188,7 @@ class Peers:
         """Ends this process at once: its main thread may be blocked in a step or in JAX's shutdown."""
         for connection in self.connections.values():
             with contextlib.suppress(OSError):
-                connection.sendall(f"{' '.join(reason.split())}\n".encode())
+                connection.sendall(f"{' '.join(reason.split())}\n".encode(errors="backslashreplace"))
         sys.stdout.flush()
         print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr, flush=True)
         os._exit(code)

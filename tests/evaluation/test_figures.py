@@ -57,7 +57,7 @@ def test_first_system_without_predictions_of_a_split_has_only_the_curves_of_the_
     assert {path.name for path in tmp_path.iterdir()} == {"roc_val.png", "precision_recall_val.png"}
 
 
-@pytest.mark.parametrize("name", ["a$^$b", "_a", r"\frac{x}", "\u4e2d\u6587", "$x$"])
+@pytest.mark.parametrize("name", ["a$^$b", "_a", r"\frac{x}", "\u4e2d\u6587", "$x$", "\udcff"])
 def test_any_name_is_drawn_as_it_is_and_has_a_legend_entry(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,7 +76,8 @@ def test_any_name_is_drawn_as_it_is_and_has_a_legend_entry(
     monkeypatch.setattr(plots, "save", save)
     line = np.linspace(0, 1, 3)
     plots.plot_curves(tmp_path / "a.png", [plots.Curve("", name, line, line)], name, ("x", "y"))
-    assert texts == [name, "", name]
+    drawn = name.encode(errors="backslashreplace").decode()  # bytes that are no text cannot be drawn
+    assert texts == [drawn, "", drawn]
 
 
 def test_class_without_images_has_no_curve() -> None:

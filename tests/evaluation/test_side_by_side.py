@@ -168,6 +168,16 @@ def test_terminal_table_has_every_system_below_its_columns(several: Path) -> Non
     assert list(tables.compared_lines(results(several)["systems"], "train")) == []  # the main one is alone there
 
 
+def test_table_says_which_of_its_metrics_are_biased(several: Path) -> None:
+    systems = results(several)["systems"]
+    caveat = "Biased upwards: best epochs, calibration and thresholds were chosen on these images."
+    assert tables.compared_caveats(systems, "val") == {caveat: [OTHER, BACKBONE]}  # the main one's are from train
+    assert tables.compared_caveats(systems, "test") == {}
+    lines = list(tables.compared_lines(systems, "val"))
+    assert lines[-2:] == [f"{OTHER}, {BACKBONE}:", f"  {caveat}"]
+    assert f"{OTHER}, {BACKBONE}: <b>{caveat}</b>" in (several / "graphics" / report.PAGE).read_text(encoding="utf-8")
+
+
 # ------------------------------------------------------------------------------------------- images seen while training
 
 
