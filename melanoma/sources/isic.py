@@ -136,12 +136,10 @@ def read_split(source: Path, split: str) -> list[Record]:
     without_mask = [name for name, path in mask_paths.items() if not path.is_file()]
     if without_mask:
         raise InputError(f"{masks}: no mask for {list_first(without_mask)}")
-    labels = read_labels(csv) if csv.is_file() else None
-    without_label = [name for name in images if labels is not None and name not in labels]
-    if without_label:
+    labels = {name.casefold(): label for name, label in read_labels(csv).items()} if csv.is_file() else {}
+    if csv.is_file() and (without_label := [name for name in images if name.casefold() not in labels]):
         raise InputError(f"{csv}: no label for {list_first(without_label)}")
-    labels = labels or {}
-    return [Record(name, path, mask_paths.get(name), labels.get(name)) for name, path in images.items()]
+    return [Record(name, path, mask_paths.get(name), labels.get(name.casefold())) for name, path in images.items()]
 
 
 def superpixel_files(source: Path) -> int:
@@ -153,9 +151,9 @@ def superpixel_files(source: Path) -> int:
 def unused_labels(source: Path, splits: dict[str, list[Record]]) -> list[str]:
     """Ids in the label files of these splits that have no image."""
     files = [path for split in splits if (path := label_file(source, split)).is_file()]
-    known = {record.id for records in splits.values() for record in records}
+    known = {record.id.casefold() for records in splits.values() for record in records}
     listed = dict.fromkeys(name for path in files for name in csv_table.ids(_label_table(path), ID))
-    return [name for name in listed if name not in known]
+    return [name for name in listed if name.casefold() not in known]
 
 
 def read_source(source: Path) -> SourceContents:

@@ -106,6 +106,13 @@ def test_labels_without_an_image_are_unused(own_source: Path) -> None:
     assert isic.read_source(own_source).unused_labels == ["ISIC_9999991"]
 
 
+def test_labels_match_images_without_regard_to_case_and_extension(own_source: Path) -> None:
+    before, path = isic.read_split(own_source, "val"), isic.label_file(own_source, "val")
+    lines = [line.replace(",", ".JPG,", 1).lower() for line in path.read_text().splitlines()]
+    path.write_text("\n".join(["Image,Melanoma,Seborrheic_Keratosis", *lines[1:]]))
+    assert isic.read_split(own_source, "val") == before and isic.read_source(own_source).unused_labels == []
+
+
 def test_labels_become_classes(tmp_path: Path) -> None:
     path = label_csv(tmp_path, HEADER + "a,0.0,0.0\nb,1.0,0.0\nc,0,1\n")
     assert isic.read_labels(path) == {"a": NEVUS, "b": MELANOMA, "c": KERATOSIS}
@@ -124,10 +131,8 @@ def test_bad_label_is_refused_with_its_line(tmp_path: Path, row: str) -> None:
 
 
 def test_repeated_label_counts_once_and_a_different_one_is_refused_with_both_lines(tmp_path: Path) -> None:
-    assert isic.read_labels(label_csv(tmp_path, f"{HEADER}a,1,0\nb,0,0\na.jpg,1.0,FALSE\n")) == {
-        "a": MELANOMA,
-        "b": NEVUS,
-    }
+    path = label_csv(tmp_path, f"{HEADER}a,1,0\nb,0,0\na.jpg,1.0,FALSE\n")
+    assert isic.read_labels(path) == {"a": MELANOMA, "b": NEVUS}
     with pytest.raises(InputError, match="line 4: A is listed twice with different content, first in line 2"):
         isic.read_labels(label_csv(tmp_path, f"{HEADER}a,1,0\nb,0,0\nA,0,0\n"))
 
