@@ -1,6 +1,6 @@
 """Step 1 of 5: converts images, masks and labels to arrays; adds augmented copies of melanoma and seborrheic keratosis.
 
-Reads   --source, a folder in a known layout or a CSV of your own (docs/data.md); --extra: others, for train only
+Reads   --source, a folder in a known layout or a CSV of your own; --extra, more of them, for train only
 Writes  data/arrays/{train,val,test}_ids.npy      str (N,); an augmented copy has the id of its original
         data/arrays/{train,val,test}_source.npy   int64 (N,), row of the original
         data/arrays/{train,val,test}_groups.npy   int64 (N,), equal for images that stay in one fold
@@ -18,9 +18,8 @@ Writes  data/arrays/{train,val,test}_ids.npy      str (N,); an augmented copy ha
         graphics/augmentation.png                 images beside their augmented copies
 
 Run     python segmentation_01_preprocessing.py
-        python segmentation_01_preprocessing.py --extra ham10000
 Try     python segmentation_01_preprocessing.py --limit 30
-Expect  a report of the checks, then the arrays; speed: docs/data.md
+Expect  a report of the checks, then the arrays; layouts and speed: docs/data.md
 """
 
 import argparse

@@ -375,7 +375,7 @@ def test_images_without_label_or_mask_and_of_any_name_are_predicted(
         assert sorted(ids) == [record.id for record in records] and f"{split}_mole_copy" in ids
         store = reader(incomplete[1])
         originals = are_original(store.load("source", split=split))
-        probabilities = store.load("probabilities", split=split)[originals]
+        probabilities = store.load("probabilities", split=split, backbone=BACKBONE)[originals]
         assert np.allclose(table[["melanoma", "seborrheic_keratosis"]], probabilities[:, list(TASKS)], atol=1e-6)
         assert store.load("ids", split=split)[originals].tolist() == ids
 

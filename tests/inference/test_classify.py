@@ -90,8 +90,9 @@ def test_calibration_is_fitted_on_labelled_images_only(split: str, store: Store)
     labels = np.array(LABELS[split], np.int8)
     labels[0] = UNLABELLED
     Store(store.data, contract.PREPROCESSING, {}).save("labels", labels, split=split)
-    rows = slice(1, 4) if split == "train" else slice(1, 3)
-    assert classify.calibrate(store, found) == calibration.fit(labels[rows], found[split][rows])
+    rows = found[split][slice(1, 4) if split == "train" else slice(1, 3)]
+    of_each_fold = np.repeat(labels[1 : 1 + len(rows)], rows.shape[1])
+    assert classify.calibrate(store, found) == calibration.fit(of_each_fold, rows.reshape(-1, 3))
 
 
 def test_without_labels_probabilities_are_not_calibrated(store: Store) -> None:

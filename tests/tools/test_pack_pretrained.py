@@ -212,7 +212,7 @@ def test_images_that_the_pretrained_networks_were_trained_on_are_left_out_of_the
         assert results["splits"][split]["n"] == len(originals(chain, split)) - len(ids)
     pipeline.run(contract.ROI, chain)
     pipeline.run(contract.CLASSIFIER, chain, "--pretrained")
-    settings = json.loads(reader(chain).path("classifier_settings", backbone=BACKBONE).read_text())
+    settings = json.loads(reader(chain).path("classifier_settings", backbone=contract.PRETRAINED).read_text())
     assert settings["seen"] == seen and "training_ids" not in settings
     expected = (
         f"{len(seen['val'])} of {len(originals(chain, 'val'))} images of validation were used to train the pretrained "
