@@ -45,9 +45,9 @@ def probabilities(folder: Path, name: str, split: str) -> np.ndarray:
     return np.array(reader(folder).load("probabilities", split=split, backbone=name))
 
 
-def load(folder: Path, backbone: str | None = None) -> list[scoring.System]:
+def load(folder: Path, backbone: str | None = None, *files: Path) -> list[scoring.System]:
     store = Store(folder / "data", contract.EVALUATION, {})
-    return scoring.load_systems(store, scoring.load_images(store), [], backbone)
+    return scoring.load_systems(store, scoring.load_images(store), files, backbone)
 
 
 # ---------------------------------------------------------------------------------------------------- which classifiers
@@ -107,8 +107,8 @@ def test_stale_or_incomplete_classifiers_are_left_out_beside_a_current_one(
     left_out = [record.getMessage() for record in caplog.records if "is left out" in record.getMessage()]
     assert [line.split()[2] for line in left_out] == [MAIN, BACKBONE, "xception"]
     assert all(f"run {contract.CLASSIFIER}" in line for line in left_out)
-    with pytest.raises(StageError, match="stale"):
-        load(own, MAIN)
+    with pytest.raises(StageError, match="stale"):  # it is named, so no other system can stand in for it
+        load(own, MAIN, own / "graphics" / "predictions_test.csv")
 
 
 def test_later_classifier_does_not_make_another_one_stale(several: Path) -> None:
