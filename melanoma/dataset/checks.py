@@ -217,8 +217,8 @@ def source_lines(source: Source) -> Iterator[str]:
     if reasons:
         listed = ", ".join(f"{reason} ({count})" for reason, count in reasons.most_common())
         yield f"  left out: {len(source.left_out)}: {listed}; all of them are in {LEFT_OUT}"
-    for remark in source.remarks:
-        yield f"  {remark}"
+    for line in (*source.class_notes, *source.remarks):
+        yield f"  {line}"
 
 
 def find_groups(records: Sequence[Record], cache: Cache, workers: Workers) -> Groups:

@@ -170,6 +170,7 @@ def content(graphics: Path, metrics: dict[str, Any], current: Set[str]) -> dict[
         "figures": {split: list(embedded_figures(graphics, OF_SPLIT, f"_{split}")) for split in splits},
         "figures_of_run": list(embedded_figures(graphics, figures_of_run)),
         "made": made,
+        "sources": made.get(contract.PREPROCESSING, {}).get("sources", []),
         "commands": lines,
         "fence": code_fence(lines),
         "versions": metrics["versions"],

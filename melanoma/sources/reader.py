@@ -63,7 +63,7 @@ def read(path: Path, layout: str | None = None, keep_others: bool = False) -> So
         raise InputError(f"{path}: no such folder or CSV. To download the images: python download_data.py --out {path}")
     splits, problems, left_out = _classify(reading.entries, keep_others)
     left_out += reading.left_out
-    source = Source(path, chosen.title, splits, problems, left_out)
+    source = Source(path, chosen.title, splits, chosen.credit, problems, left_out)
     if not source.records:
         raise InputError(f"{path}: read as {chosen.title}, but no image can be used: {_reasons(left_out)}")
     unused = {

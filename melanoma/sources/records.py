@@ -37,20 +37,24 @@ class Source:
     Attributes:
         path: its folder or CSV.
         title: name of its layout, for the log.
+        credit: whom to cite, and the licence; "": unknown.
         splits: its images.
         problems: why an image cannot be used; more are found when the files are decoded.
         left_out: images and files that are not used.
         warnings: what should be looked at, one line each.
-        remarks: what was assumed or should be known, one line each.
+        remarks: what should be known, one line each.
+        class_notes: diagnoses that contain more than their class, one line each.
     """
 
     path: Path
     title: str
     splits: Splits
+    credit: str = ""
     problems: Mapping[Record, str] = field(default_factory=dict)
     left_out: Sequence[LeftOut] = ()
     warnings: Sequence[str] = ()
     remarks: Sequence[str] = ()
+    class_notes: Sequence[str] = ()
 
     @property
     def records(self) -> list[Record]:
@@ -59,8 +63,13 @@ class Source:
 
 
 def describe(source: Source) -> dict[str, Any]:
-    """What is recorded of a data set with the arrays: layout, number of images, and what should be known of them."""
-    return {"layout": source.title, "images": len(source.records), "remarks": list(source.remarks)}
+    """What is recorded of a data set with the arrays, for the model card."""
+    return {
+        "layout": source.title,
+        "images": len(source.records),
+        "credit": source.credit,
+        "class_notes": list(source.class_notes),
+    }
 
 
 def is_synthetic(source: Path) -> bool:

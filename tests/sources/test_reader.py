@@ -59,12 +59,12 @@ def test_layout_nested_by_unzipping_is_read_alike(name: str, tmp_path: Path) -> 
 def test_two_words_of_2016_become_classes_and_the_log_says_so(tmp_path: Path) -> None:
     source = reader.read(toy_sources.isic2016(tmp_path))
     assert all(record.mask for record in source.records)
-    assert any("benign is not divided into nevus and seborrheic keratosis" in remark for remark in source.remarks)
+    assert any("benign is not divided into nevus and seborrheic keratosis" in remark for remark in source.class_notes)
 
 
 def test_benign_keratosis_is_more_than_seborrheic_keratosis_and_the_log_says_so(tmp_path: Path) -> None:
     source = reader.read(toy_sources.ham10000(tmp_path))
-    assert [remark.partition(" is ")[0] for remark in source.remarks] == ["1 images: bkl"]
+    assert [note.partition(" is ")[0] for note in source.class_notes] == ["1 images: bkl"]
 
 
 @pytest.mark.parametrize(

@@ -44,4 +44,10 @@ def read(files: Files) -> Reading:
     return read_annotated(files, split_of, annotations, mask_expected=True)
 
 
-LAYOUT = Layout("isic2016", "ISIC 2016 challenge, part 3", recognise, read)
+LAYOUT = Layout(
+    "isic2016",
+    "ISIC 2016 challenge, part 3",
+    recognise,
+    read,
+    "Gutman et al. 2016, arXiv 1605.01397",
+)

@@ -108,4 +108,10 @@ def read(files: Files) -> Reading:
     return read_annotated(files, split_of, annotations, mask_expected=True)
 
 
-LAYOUT = Layout("isic2017", "ISIC 2017 challenge", recognise, read)
+LAYOUT = Layout(
+    "isic2017",
+    "ISIC 2017 challenge",
+    recognise,
+    read,
+    "Codella et al. 2018, arXiv 1710.05006; CC-0 as far as known here (not confirmed from the official page)",
+)

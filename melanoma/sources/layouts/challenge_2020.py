@@ -39,4 +39,10 @@ def read(files: Files) -> Reading:
     return read_annotated(files, split_by_folder, annotations)
 
 
-LAYOUT = Layout("isic2020", "SIIM-ISIC 2020 challenge", recognise, read)
+LAYOUT = Layout(
+    "isic2020",
+    "SIIM-ISIC 2020 challenge",
+    recognise,
+    read,
+    "Rotemberg et al. 2021, Scientific Data 8:34; CC-BY-NC",
+)

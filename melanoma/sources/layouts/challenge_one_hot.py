@@ -35,7 +35,8 @@ def read(files: Files, name: str) -> Reading:
     return read_annotated(files, split_by_folder, annotations)
 
 
+CREDIT = "Codella et al. 2019, arXiv 1902.03368; Tschandl et al. 2018, Scientific Data 5:180161; CC-BY-NC"
 LAYOUTS = [
-    Layout(name, title, partial(recognise, name=name), partial(read, name=name))
+    Layout(name, title, partial(recognise, name=name), partial(read, name=name), CREDIT)
     for name, title in (("isic2018", "ISIC 2018 challenge, task 3"), ("isic2019", "ISIC 2019 challenge"))
 ]

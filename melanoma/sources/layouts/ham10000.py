@@ -23,4 +23,10 @@ def read(files: Files) -> Reading:
     return read_annotated(files, no_split, annotations)
 
 
-LAYOUT = Layout("ham10000", "HAM10000", recognise, read)
+LAYOUT = Layout(
+    "ham10000",
+    "HAM10000",
+    recognise,
+    read,
+    "Tschandl et al. 2018, Scientific Data 5:180161; CC-BY-NC",
+)

@@ -48,4 +48,10 @@ def read(files: Files) -> Reading:
     return Reading(entries, [*reading.left_out, *others], reading.unused_rows)
 
 
-LAYOUT = Layout("isic-cli", "ISIC archive, as isic-cli downloads it", recognise, read)
+LAYOUT = Layout(
+    "isic-cli",
+    "ISIC archive, as isic-cli downloads it",
+    recognise,
+    read,
+    "ISIC archive; each image has its own licence (column copyright_license)",
+)

@@ -47,12 +47,14 @@ class Layout:
         title: for the log.
         recognise: whether files have this layout.
         read: reads them.
+        credit: whom to cite, and the licence; "": unknown.
     """
 
     name: str
     title: str
     recognise: Callable[[Files], bool]
     read: Callable[[Files], Reading]
+    credit: str = ""
 
 
 @dataclass

@@ -45,4 +45,10 @@ def read(files: Files) -> Reading:
     return Reading(reading.entries, reading.left_out, reading.unused_rows, missing)
 
 
-LAYOUT = Layout("ph2", "PH2", recognise, read)
+LAYOUT = Layout(
+    "ph2",
+    "PH2",
+    recognise,
+    read,
+    "Mendonça et al. 2013, EMBC, pages 5437 to 5440; for research and education",
+)
