@@ -66,14 +66,11 @@ def read(path: Path, layout: str | None = None, keep_others: bool = False) -> So
     source = Source(path, chosen.title, splits, chosen.credit, problems, left_out)
     if not source.records:
         raise InputError(f"{path}: read as {chosen.title}, but no image can be used: {_reasons(left_out)}")
-    unused = {
-        f"folder not used: {folder} ({count} images)": folder for folder, count in unused_folders(left_out).items()
-    }
-    look_alikes = [line for line, folder in unused.items() if LOOK_ALIKE.search(folder.lower())]
-    warnings = [*_unused_rows(reading.unused_rows), *look_alikes]
-    others = [line for line in unused if line not in look_alikes]
-    remarks = [*reading.remarks, *_broad_diagnoses(reading.entries), *_skipped(files), *others]
-    return replace(source, warnings=warnings, remarks=remarks)
+    warnings, remarks = list(_unused_rows(reading.unused_rows)), [*reading.remarks, *_skipped(files)]
+    for folder, count in unused_folders(left_out).items():
+        lines = warnings if LOOK_ALIKE.search(folder.lower()) else remarks
+        lines.append(f"folder not used: {folder} ({count} images)")
+    return replace(source, warnings=warnings, remarks=remarks, class_notes=list(_broad_diagnoses(reading.entries)))
 
 
 def _recognise(files: Files) -> Layout:
