@@ -112,7 +112,8 @@ def check(sources: list[Source], cache: Cache, workers: Workers, arguments: argp
 
 def main(arguments: argparse.Namespace) -> None:
     """Reads and checks the sources, and writes the arrays of their splits."""
-    sources = reader.read_all(arguments.source, arguments.extra, arguments.layout, arguments.other is not None)
+    keep_others, outputs = arguments.other is not None, (arguments.data, arguments.graphics)
+    sources = reader.read_all(arguments.source, arguments.extra, arguments.layout, keep_others, outputs)
     workers = Workers(arguments.jobs, arguments.cluster)
     with Cache(arguments.data, arguments.size) as cache, workers, contextlib.ExitStack() as files:
         report = check(sources, cache, workers, arguments)

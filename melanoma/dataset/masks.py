@@ -25,8 +25,8 @@ ALPHA_CHANNEL = "mask taken from the alpha channel"
 # Doubts.
 EMPTY = "mask empty"
 FULL = "mask covers the whole image"
-INVERTED = "mask probably inverted"
-FOREIGN = "mask probably of another image"
+INVERTED = "mask may be inverted"
+FOREIGN = "mask may be of another image"
 
 # A mask is compared with its image at REDUCED x REDUCED pixels, by the colours in two rings of RING pixels inside and
 # outside of its border. Rates of both rules: see `doubts`.

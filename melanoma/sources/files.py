@@ -89,13 +89,17 @@ class Files:
         return any(pattern.fullmatch(folder.lower()) for folder in folders)
 
 
-def scan(root: Path) -> Files:
+def scan(root: Path, outputs: Sequence[Path] = ()) -> Files:
     """Lists the files below a folder; hidden files and folders are skipped and counted.
+
+    Args:
+        root: the folder.
+        outputs: folders below it that are not read, because a run writes its arrays and figures there.
 
     Raises:
         InputError: a file name is not valid text.
     """
-    files, visited = Files(root), set()
+    files, visited = Files(root), {os.path.realpath(folder) for folder in outputs} - {os.path.realpath(root)}
     for folder, folders, names in os.walk(root, followlinks=True):
         if (real := os.path.realpath(folder)) in visited:
             folders.clear()

@@ -42,13 +42,14 @@ LOOK_ALIKE = re.compile(r"is(ic|bi)[-_ ]?201[67]")  # in the name of a folder th
 NO_CLASS = "no class"  # start of the reason for leaving out an image whose diagnosis has no class
 
 
-def read(path: Path, layout: str | None = None, keep_others: bool = False) -> Source:
+def read(path: Path, layout: str | None = None, keep_others: bool = False, outputs: Sequence[Path] = ()) -> Source:
     """Reads a data set.
 
     Args:
         path: folder, or CSV of the user's own.
         layout: key of LAYOUTS; None: recognised.
         keep_others: whether images whose diagnosis has no class count as benign nevus instead of being left out.
+        outputs: folders that are not read, see `files.scan`.
 
     Raises:
         InputError: there are no images, the layout is not recognised, or a table is faulty.
@@ -56,7 +57,7 @@ def read(path: Path, layout: str | None = None, keep_others: bool = False) -> So
     if path.is_file():
         chosen, files, reading = own_csv.LAYOUT, Files(path.parent), own_csv.read_table(csv_table.read(path))
     elif path.is_dir():
-        files = scan(path)
+        files = scan(path, outputs)
         chosen = LAYOUTS[layout] if layout else _recognise(files)
         reading = chosen.read(files)
     else:
@@ -127,7 +128,9 @@ def _skipped(files: Files) -> Iterator[str]:
             yield f"{count} {what} skipped"
 
 
-def read_all(path: Path, extra: Sequence[Path], layout: str | None, keep_others: bool) -> list[Source]:
+def read_all(
+    path: Path, extra: Sequence[Path], layout: str | None, keep_others: bool, outputs: Sequence[Path] = ()
+) -> list[Source]:
     """Reads a data set and others that add images to its train split.
 
     An id of an extra data set that occurs before is preceded by the name of its folder or CSV.
@@ -137,6 +140,7 @@ def read_all(path: Path, extra: Sequence[Path], layout: str | None, keep_others:
         extra: folders or CSVs.
         layout: of the first, see `read`.
         keep_others: see `read`.
+        outputs: see `read`.
 
     Raises:
         InputError: see `read`; or an extra data set is the first one.
@@ -144,10 +148,10 @@ def read_all(path: Path, extra: Sequence[Path], layout: str | None, keep_others:
     for other in extra:
         if other.resolve() == path.resolve():
             raise InputError(f"--extra {other}: this is --source itself")
-    sources = [read(path, layout, keep_others)]
+    sources = [read(path, layout, keep_others, outputs)]
     known = {record.id for record in sources[0].records}
     for other in extra:
-        source = read(other, keep_others=keep_others)
+        source = read(other, None, keep_others, outputs)
         renamed = {
             record: replace(record, id=f"{other.stem}/{record.id}") if record.id in known else record
             for record in source.records

@@ -88,6 +88,14 @@ def test_folder_can_be_read_as_another_layout_only_with_its_tables(
     assert "read as ISIC 2017 challenge, but no image can be used" in capsys.readouterr().err
 
 
+def test_figures_and_arrays_below_the_source_are_not_read(tmp_path: Path, run: Run) -> None:
+    toy_sources.image_folder(tmp_path / "images")
+    for _ in range(2):
+        assert run(tmp_path) == 0
+        assert ids(tmp_path, "test") == ["a", "b", "c"]
+        toy_sources.image(tmp_path / "graphics" / "roi.png")
+
+
 # --------------------------------------------------------------------------------------------------- more training data
 
 
