@@ -160,7 +160,7 @@ def main(arguments: argparse.Namespace) -> None:
     left_out = scoring.count_seen(all_images, complete)
     for split, counts in left_out.items():
         log.info("%s", scoring.left_out_note(split, counts))
-    systems = [scoring.choose_thresholds(one.of_images(all_images, images), images.labels) for one in complete]
+    systems = [scoring.with_thresholds(one, all_images).of_images(all_images, images) for one in complete]
     results = {system.name: scoring.evaluate_system(system, images, metadata, arguments.seed) for system in systems}
     for system in systems:
         system.save_thresholds()

@@ -35,7 +35,6 @@ from melanoma.dataset.workers import Workers
 from melanoma.evaluation import figures
 from melanoma.log import log
 from melanoma.sources import reader, records
-from melanoma.sources.layouts import challenge_2017
 from melanoma.sources.records import Source
 
 SIZE = 256  # pixels: side of the arrays
@@ -98,7 +97,7 @@ def check(sources: list[Source], cache: Cache, workers: Workers, arguments: argp
     images = division.images_to_read(sources)
     cache.read(images, workers)
     groups = checks.find_groups(images, cache, workers)
-    known = challenge_2017.KNOWN_DUPLICATES if arguments.split == splits.OFFICIAL else frozenset()
+    known = sources[0].known_duplicates if arguments.split == splits.OFFICIAL else frozenset()
     divided = division.divide(sources, groups.number)
     report = checks.inspect(sources, divided, groups, cache, known, arguments.keep_duplicates)
     for line in report.lines():
@@ -121,8 +120,8 @@ def main(arguments: argparse.Namespace) -> None:
             return
         facts = {
             "source_fingerprint": records.fingerprint(report.usable),
-            "synthetic": records.is_synthetic(arguments.source),
-            "sources": [records.describe(source) for source in sources],
+            "synthetic": records.is_synthetic([arguments.source, *arguments.extra]),
+            "sources": [records.describe(source, report.used) for source in sources],
         }
         store = Store(arguments.data, contract.PREPROCESSING, vars(arguments) | facts)
         written = {}

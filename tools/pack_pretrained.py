@@ -30,7 +30,6 @@ import joblib
 import numpy as np
 
 PATHS = ("data", "graphics", "weights")  # settings of which only the last part is published
-DATA = "ISIC 2017 challenge, its train split; best {} chosen on its validation split"
 
 
 def to_float16(source: Path, target: Path) -> None:
@@ -91,6 +90,14 @@ def write(network: str, weights: Sequence[Path], description: dict[str, Any]) ->
     write_json(pretrained.FOLDER / f"{network}.json", {"sha256": checksums} | description | {"machine": machine})
 
 
+def describe_data(store: Store, chosen: str) -> str:
+    """The data sets of the last training run, their licences, and what was chosen on validation."""
+    settings = store.written_with("ids", split="train")
+    sources = [f"{one['layout']} ({one['images']} images; {one['credit']})" for one in settings["sources"]]
+    added = f", with {', '.join(sources[1:])} added to train" if sources[1:] else ""
+    return f"{sources[0]}, --split {settings['split']}{added}; best {chosen} chosen on validation"
+
+
 def pack_segnet(store: Store, graphics: Path) -> None:
     """Packs the network of the last training run of the second script."""
     settings = json.loads(store.check("segnet_settings").read_text(encoding="utf-8"))
@@ -105,7 +112,7 @@ def pack_segnet(store: Store, graphics: Path) -> None:
         "design": settings["design"],
         "threshold": settings["threshold"],
         "metrics_before_float16": results["splits"],
-        "data": DATA.format("epoch and threshold"),
+        "data": describe_data(store, "epoch and threshold"),
         "training_ids": pretrained.hash_training_ids(store),
         "training": settings["training"],
         "settings": {name: Path(value).name if name in PATHS else value for name, value in used.items()},
@@ -137,7 +144,7 @@ def pack_classifier(store: Store, graphics: Path) -> None:
             split: {name: scores[name] for name in ("n", "metrics", "intervals")}
             for split, scores in system["splits"].items()
         },
-        "data": DATA.format("epochs"),
+        "data": describe_data(store, "epochs"),
         "training_ids": pretrained.hash_training_ids(store),
         "settings": report.made_with(results, backbone),
         "versions": results["versions"],

@@ -74,20 +74,20 @@ class Cache:
                 raise self._input_error(error) from None
             locking.warn_without_locks(self.path.parent)
             try:
-                self._open_or_replace(nolock=1)
+                self._open_or_replace(nolock=True)
             except sqlite3.Error as again:
                 raise self._input_error(again) from None
         return self
 
-    def _open_or_replace(self, nolock: int = 0) -> None:
+    def _open_or_replace(self, nolock: bool = False) -> None:
         if not self._open(nolock):
             self.remove()
             self._open(nolock)
 
-    def _open(self, nolock: int) -> bool:
+    def _open(self, nolock: bool) -> bool:
         """Opens the file and creates its table; False if it is damaged."""
-        address = f"{self.path.absolute().as_uri()}?nolock={nolock}"
-        self.connection = sqlite3.connect(address, timeout=0, isolation_level=None, uri=True)
+        address = f"{self.path.absolute().as_uri()}?nolock=1" if nolock else self.path
+        self.connection = sqlite3.connect(address, timeout=0, isolation_level=None, uri=nolock)
         try:
             self.connection.execute("PRAGMA locking_mode = EXCLUSIVE")
             self.connection.execute(f"PRAGMA page_size = {PAGE_SIZE}")

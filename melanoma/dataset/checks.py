@@ -13,6 +13,7 @@ from melanoma.dataset.workers import Workers
 from melanoma.errors import InputError, list_first
 from melanoma.sources.records import Record, Source
 
+import numpy as np
 import pandas as pd
 
 MOST_FREQUENT = 8  # image sizes to name in the report
@@ -53,6 +54,12 @@ class Duplicate:
         """Whether the two are in different splits."""
         return self.split != self.other_split
 
+    @property
+    def labels_differ(self) -> bool:
+        """Whether the two have different labels."""
+        labels = {self.record.label, self.other.label} - {None}
+        return len(labels) > 1
+
 
 @dataclass(frozen=True)
 class Report:
@@ -87,6 +94,11 @@ class Report:
         kept = {split: [record for record in records if record not in bad] for split, records in self.splits.items()}
         return {split: records for split, records in kept.items() if records}
 
+    @property
+    def used(self) -> set[Record]:
+        """The images to use."""
+        return {record for records in self.usable.values() for record in records}
+
     def table(self) -> pd.DataFrame:
         """Numbers of images, a column per split."""
         columns = {}
@@ -118,6 +130,10 @@ class Report:
             yield f"{masks.GREY_VALUES}: {count}"
         for doubt, records in self.doubts.items():
             yield f"{doubt}: {len(records)}: {list_first([record.id for record in records])}"
+        different = [pair for pair in self.duplicates if pair.labels_differ]
+        if different:
+            pairs = list_first([f"{pair.record.id} = {pair.other.id}" for pair in different])
+            yield f"{len(different)} duplicates have different labels: {pairs}"
         if leaks := [duplicate for duplicate in self.duplicates if duplicate.leaks]:
             pairs = list_first([f"{pair.record.id} = {pair.other.id} ({pair.other_split})" for pair in leaks])
             yield f"{len(leaks)} duplicates across two splits: {pairs}"
@@ -137,6 +153,10 @@ class Report:
                 continue
             if all(record.label is None for record in records):
                 yield f"{split}: no labels, {consequence}"
+            absent = set(range(len(CLASSES))) - {record.label for record in records}
+            if split == "train" and 0 < len(absent) < len(CLASSES):
+                names = " and no ".join(CLASSES[label] for label in sorted(absent))
+                yield f"train: no {names}, so a classifier cannot be trained; --extra adds images"
             if all(record.mask is None for record in records):
                 yield f"{split}: no lesion masks, {consequence}"
 
@@ -279,7 +299,7 @@ def inspect(
         {record: reason for record, reason in problems.items() if record in split_of},
         list(_pairs(groups, split_of)),
         groups,
-        {} if keep_duplicates else _left_out(groups, split_of, known),
+        {} if keep_duplicates else _left_out(groups, split_of, problems.keys(), known),
         Counter(note for info in infos.values() for note in info.notes),
         doubts,
         Counter("{}x{}".format(*info.size) for info in infos.values()),
@@ -299,17 +319,29 @@ def _pairs(groups: Groups, split_of: Mapping[Record, str]) -> Iterator[Duplicate
         yield Duplicate(first, split_of[first], second, split_of[second], match.score)
 
 
-def _left_out(groups: Groups, split_of: Mapping[Record, str], known: Set[str]) -> dict[Record, str]:
-    """Images of train that validation, test or train itself contains too, and why they are left out."""
-    train = [record for record in groups.number if split_of.get(record) == "train"]
-    held_out = {groups.number[record] for record, split in split_of.items() if split != "train"}
-    left_out = {record: SAME_GROUP for record in train if groups.number[record] in held_out}
-    numbers = duplicates.components([(match.first, match.second) for match in groups.matches], len(groups.records))
+def _left_out(
+    groups: Groups, split_of: Mapping[Record, str], problems: Set[Record], known: Set[str]
+) -> dict[Record, str]:
+    """Images of train that validation, test or train itself contains too, and why they are left out.
+
+    Of several images of train that show the same picture, one with a label and a mask is kept, if there is one. Images
+    that cannot be used count as absent.
+    """
+    left_out = {record: PUBLISHED for record in split_of if split_of[record] == "train" and record.id in known}
+    usable = {record: split for record, split in split_of.items() if record not in problems | left_out.keys()}
     same_picture: dict[int, list[Record]] = {}
-    for record, number in zip(groups.records, numbers, strict=True):
-        if record in split_of:
+    for record, number in zip(groups.records, same_pictures(groups), strict=True):
+        if record in usable:
             same_picture.setdefault(int(number), []).append(record)
     for records in same_picture.values():
-        in_train = [record for record in records if split_of[record] == "train"]
+        in_train = [record for record in records if usable[record] == "train"]
+        in_train.sort(key=lambda record: (record.label is None, record.mask is None))
         left_out |= dict.fromkeys(in_train if len(in_train) < len(records) else in_train[1:], DUPLICATE)
-    return left_out | {record: PUBLISHED for record in train if record.id in known}
+    held_out = {groups.number[record] for record, split in usable.items() if split != "train"}
+    same_group = [record for record, split in usable.items() if split == "train" and groups.number[record] in held_out]
+    return dict.fromkeys((record for record in same_group if record not in left_out), SAME_GROUP) | left_out
+
+
+def same_pictures(groups: Groups) -> np.ndarray:
+    """Numbers the images of `groups.records` by picture, int (N,): equal for images that show the same one."""
+    return duplicates.components([(match.first, match.second) for match in groups.matches], len(groups.records))

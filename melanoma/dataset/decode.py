@@ -16,18 +16,12 @@ from pathlib import Path
 
 from melanoma.dataset import masks
 from melanoma.errors import InputError
+from melanoma.sources.records import FORMATS
 
 import numpy as np
 from PIL import Image, ImageCms
 
 # File name extensions by format. Whatever a file claims to be, no other decoder is used.
-FORMATS = {
-    "JPEG": (".jpg", ".jpeg"),
-    "PNG": (".png",),
-    "TIFF": (".tif", ".tiff"),
-    "BMP": (".bmp",),
-    "WEBP": (".webp",),
-}
 EXTENSIONS = {extension: name for name, extensions in FORMATS.items() for extension in extensions}
 MAX_PIXELS = 89_478_485  # Pillow's limit for files that may be decompression bombs: 256 MiB at 3 bytes per pixel
 TOO_LARGE = f"not a readable image, above the limit of {MAX_PIXELS:,} pixels; reduce it"
@@ -266,7 +260,7 @@ def resize(image: Image.Image, size: int) -> np.ndarray:
 
 
 def image_doubts(image: np.ndarray, thumbnail: np.ndarray, file_size: tuple[int, int]) -> list[str]:
-    """Why an image may be no photograph of a lesion.
+    """Why an image may show no lesion.
 
     Args:
         image: uint8 (S, S, 3), as resized.

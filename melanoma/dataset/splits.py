@@ -44,7 +44,7 @@ class Division:
             any of them is labelled, else they are for test; if only some images have no split, they are for train.
             DIVIDE: all are pooled, and PARTS of each class go to validation and test. DIVISION_2018: all labelled
             images are pooled and divided in the numbers of the 2018 repository. A split: all images are for it.
-        limit: maximum number of images per split; None: no maximum.
+        limit: maximum number of images per split, and of each source that is added to train; None: no maximum.
         seed: seed of the random division.
     """
 
@@ -54,12 +54,10 @@ class Division:
 
     def images_to_read(self, sources: Sequence[Source]) -> list[Record]:
         """The images of which `divide` chooses, in a fixed order: all, or with a limit enough of each class."""
-        return [
-            record
-            for source in sources
-            for split, records in self._candidates(source).items()
-            for record in sorted(interleave(records)[: self._candidate_limit(split)], key=by_id)
-        ]
+        base, *extra = sources
+        chosen = [interleave(found)[: self._candidate_limit(split)] for split, found in self._candidates(base).items()]
+        chosen += [self._first(source.records) for source in extra]
+        return [record for records in chosen for record in sorted(records, key=by_id)]
 
     def _candidates(self, source: Source) -> Splits:
         if self.name in (DIVIDE, DIVISION_2018):

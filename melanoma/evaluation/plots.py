@@ -22,6 +22,7 @@ GRID_DPI = 120  # about one pixel per pixel of a 256-pixel image
 TRUTH, PREDICTION = "#00e5ff", "#ffd400"  # cyan and yellow differ from skin, and from each other in grey scale
 # Blue, red, green, purple, ochre; the first three are also distinct with red-green colour blindness.
 LINES = ("#1b6ca8", "#d1495b", "#3a7d44", "#8a5a9e", "#b8860b")
+SMALLEST_AREA = 0.001  # fraction of the image; the left end of the axis of lesion areas
 STYLES = ("-", "--", "-.", ":")
 
 
@@ -117,7 +118,7 @@ def jaccard(path: Path, area: np.ndarray, values: np.ndarray, groups: dict[str, 
 
     Args:
         path: PNG to write.
-        area: float (N,), fraction of the image that is lesion, above 0.
+        area: float (N,), fraction of the image that is lesion; an empty mask is drawn at SMALLEST_AREA.
         values: float (N,), Jaccard index.
         groups: {name: bool (N,)}; at most four.
         title: title of the figure.
@@ -126,7 +127,15 @@ def jaccard(path: Path, area: np.ndarray, values: np.ndarray, groups: dict[str, 
     figure.suptitle(title, fontsize=11)
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     for position, ((name, rows), colour) in enumerate(zip(groups.items(), LINES, strict=False)):
-        left.scatter(100 * area[rows], values[rows], s=14, color=colour, alpha=0.75, linewidths=0, label=name)
+        left.scatter(
+            100 * np.maximum(area[rows], SMALLEST_AREA),
+            values[rows],
+            s=14,
+            color=colour,
+            alpha=0.75,
+            linewidths=0,
+            label=name,
+        )
         right.boxplot(
             values[rows],
             positions=[position],

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from melanoma.artifacts import contract
-from melanoma.artifacts.store import Store
+from melanoma.artifacts.store import ROW_BLOCK, Store
 from melanoma.classes import CLASSES, MELANOMA, SPLIT_NAMES, TASKS
 from melanoma.dataset.splits import UNLABELLED, are_original, load_labels, originals_with_mask
 from melanoma.errors import InputError, StageError
@@ -78,7 +78,7 @@ def report_order(splits: Iterable[str]) -> list[str]:
 
 
 def load_images(store: Store) -> Images:
-    """All original images in the data folder, up to --limit."""
+    """All original images in the data folder, up to --limit; logs how many have no label though others have one."""
     unlimited = Store(store.data, store.script, {})  # submitted CSV files cover all images
     all_ids, rows, labels = {}, {}, {}
     for split in store.splits():
@@ -86,8 +86,14 @@ def load_images(store: Store) -> Images:
         all_ids[split] = unlimited.load("ids", split=split)[are_original(source)].tolist()
         rows[split] = np.flatnonzero(are_original(source[: store.rows(split)]))
         found = load_labels(store, split)[rows[split]]
-        if (found != UNLABELLED).any():
+        unlabelled = found == UNLABELLED
+        if not unlabelled.all():
             labels[split] = found
+            if unlabelled.any():
+                log.info(
+                    "%s: %d of %d images are predicted, but not evaluated: no label",
+                    *(split, unlabelled.sum(), len(found)),
+                )
     return Images(all_ids, rows, labels)
 
 
@@ -178,17 +184,13 @@ def printable(name: str) -> str:
 def to_evaluate(images: Images, systems: Sequence[System]) -> Images:
     """The images that have a label and that no network of these systems was trained on.
 
-    A split without labels keeps its unlabelled images; one that loses all images loses its labels. Logs how many have
-    no label although others of their split have one.
+    A split without labels keeps its unlabelled images; one that loses all images loses its labels.
     """
     rows, labels = {}, {}
     for split, all_rows in images.rows.items():
         kept = ~np.isin(images.ids[split], seen_ids(split, systems))
         if split in images.labels:
-            labelled = images.labels[split] != UNLABELLED
-            if without := int((~labelled).sum()):
-                log.info("%s: %d of %d images are predicted, but not evaluated: no label", split, without, len(kept))
-            kept &= labelled
+            kept &= images.labels[split] != UNLABELLED
             if kept.any():
                 labels[split] = images.labels[split][kept]
         rows[split] = all_rows[kept]
@@ -243,6 +245,13 @@ def choose_thresholds(system: System, labels: dict[str, np.ndarray]) -> System:
             )
             thresholds[CLASSES[index]] = {str(DEFAULT_THRESHOLD): DEFAULT_THRESHOLD}
     return replace(system, thresholds=thresholds, chosen_on=split)
+
+
+def with_thresholds(system: System, images: Images) -> System:
+    """A system with its own thresholds, or with thresholds chosen on all images that it has not seen in training."""
+    unseen = to_evaluate(images, [system])
+    chosen = choose_thresholds(system.of_images(images, unseen), unseen.labels)
+    return replace(system, thresholds=chosen.thresholds, chosen_on=chosen.chosen_on)
 
 
 def caveat(split: str, chosen_on: str | None, submitted: bool) -> str:
@@ -357,7 +366,10 @@ def score_masks(store: Store, split: str, rows: np.ndarray, seed: int) -> dict[s
     Returns:
         {"n": ..., "metrics": {name: mean}, "intervals": {name: (low, high)}}, names as of `segmentation.per_image`.
     """
-    values = segmentation.per_image(store.load("masks", split=split)[rows], store.load("predicted", split=split)[rows])
+    truth, predicted = store.load("masks", split=split), store.load("predicted", split=split)
+    blocks = [rows[start : start + ROW_BLOCK] for start in range(0, len(rows), ROW_BLOCK)]
+    parts = [segmentation.per_image(truth[block], predicted[block]) for block in blocks]
+    values = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return {
         "n": len(rows),
         "metrics": {name: float(column.mean()) for name, column in values.items()},

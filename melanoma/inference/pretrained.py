@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path, PurePath
 from typing import Any
@@ -14,7 +15,7 @@ from melanoma.errors import InputError
 from melanoma.inference.ensemble import Ensemble, restore
 from melanoma.log import log
 from melanoma.models import backbones, segmentation
-from melanoma.sources.files import IMAGE_SUFFIXES
+from melanoma.sources.records import IMAGE_SUFFIXES
 
 import keras
 
@@ -22,21 +23,24 @@ FOLDER = Path(__file__).parents[2] / "pretrained"
 SEGNET, CLASSIFIER = "segnet", "classifier"
 ADVICE = "restore it from the repository, or train without --pretrained"
 HASH_DIGITS = 16  # hexadecimal: two of a million ids share a hash with a probability of 3e-8
-DOWNSAMPLED = "_DOWNSAMPLED"  # suffix of the ids of some ISIC 2019 images; the image is that of the id without it
+# An id of the ISIC archive, also where a data set's name precedes it, or the suffix of some ISIC 2019 images follows.
+ARCHIVE_ID = re.compile(r"(?:^|_)(ISIC_\d{7})(?:_DOWNSAMPLED)?$")
 
 
 def hash_id(image_id: str) -> str:
     """Identifies an image across the ISIC challenges.
 
     Args:
-        image_id: id or file name; upper and lower case, the file name's extension and DOWNSAMPLED make no difference.
+        image_id: id or file name; upper and lower case, the extension, and what ARCHIVE_ID allows before and after the
+            number make no difference.
 
     Returns:
         The first HASH_DIGITS hexadecimal digits of the id's SHA-256.
     """
     path = PurePath(image_id)
     stem = path.stem if path.suffix.lower() in IMAGE_SUFFIXES else image_id
-    normalised = stem.upper().removesuffix(DOWNSAMPLED)
+    found = ARCHIVE_ID.search(stem.upper())
+    normalised = found[1] if found else stem.upper()
     return hashlib.sha256(normalised.encode(errors="surrogateescape")).hexdigest()[:HASH_DIGITS]
 
 

@@ -41,8 +41,8 @@ def read_rows(path: Path, columns: Sequence[str]) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
-class Files:
-    """Files of one kind, one for each split."""
+class ArchiveFiles:
+    """ArchiveFiles of one kind, one for each split."""
 
     kind: str  # one of KINDS
     name: str  # on the server; {} stands for the challenge's name of the split
@@ -59,7 +59,7 @@ class Challenge:
     url: str  # of the folder of the files
     names: Mapping[str, str]  # of the splits
     counts: Mapping[str, int]  # images of each split
-    files: tuple[Files, ...]
+    files: tuple[ArchiveFiles, ...]
     next_step: str  # logged when everything is there; {out} stands for the folder
     licence: str = ""  # logged before the download
 
@@ -71,9 +71,9 @@ CHALLENGES = {
         names=challenge_2017.NAMES,
         counts=challenge_2017.COUNTS,
         files=(
-            Files("images", f"{challenge_2017.IMAGE_FOLDER}.zip", ".jpg"),
-            Files("masks", f"{challenge_2017.MASK_FOLDER}.zip", "_segmentation.png"),
-            Files("labels", challenge_2017.LABEL_FILE, read=challenge_2017.read_labels),
+            ArchiveFiles("images", f"{challenge_2017.IMAGE_FOLDER}.zip", ".jpg"),
+            ArchiveFiles("masks", f"{challenge_2017.MASK_FOLDER}.zip", "_segmentation.png"),
+            ArchiveFiles("labels", challenge_2017.LABEL_FILE, read=challenge_2017.read_labels),
         ),
         next_step="next: python segmentation_01_preprocessing.py --source {out} --check",
     ),
@@ -83,13 +83,13 @@ CHALLENGES = {
         names={"train": "Training", "val": "Validation", "test": "Test"},
         counts={"train": 10015, "val": 193, "test": 1512},
         files=(
-            Files("images", "ISIC2018_Task3_{}_Input.zip", ".jpg"),
-            Files(
+            ArchiveFiles("images", "ISIC2018_Task3_{}_Input.zip", ".jpg"),
+            ArchiveFiles(
                 "labels",
                 "ISIC2018_Task3_{}_GroundTruth.zip",
                 read=partial(read_rows, columns=("image", *challenge_one_hot.CODES["isic2018"])),
             ),
-            Files(
+            ArchiveFiles(
                 "labels",
                 "ISIC2018_Task3_{}_LesionGroupings.csv",
                 read=partial(read_rows, columns=("image", "lesion_id", "diagnosis_confirm_type")),
@@ -108,7 +108,7 @@ CHALLENGES = {
 class Part:
     """One archive or CSV of a challenge, and the folder or file that it becomes."""
 
-    files: Files
+    files: ArchiveFiles
     file: Path  # the complete download
     count: int  # images, masks or labels that the challenge has
 

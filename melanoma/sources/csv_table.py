@@ -14,17 +14,19 @@ from pathlib import Path
 
 from melanoma.errors import InputError
 from melanoma.log import log
+from melanoma.sources.records import IMAGE_SUFFIXES
 
 import pandas as pd
 
 ID_COLUMNS = ("image_id", "image", "image_name", "isic_id")  # the names of the challenges 2016 to 2024 and the archive
 DELIMITERS = {"\t": "tab", "|": "|", ";": ";", ",": ","}  # in order of preference: a comma may be a decimal comma
-IMAGE_EXTENSION = r"\.(?:jpe?g|png|tiff?|bmp|webp)$"
+IMAGE_EXTENSION = rf"(?:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})$"
 DECIMAL_COMMA = r"([+-]?\d*),(\d+(?:e[+-]?\d+)?)"
 VALUE = re.compile(rf"[+-]?(?:\d*[.,])?\d+(?:e[+-]?\d+)?|isic_\d+|.+{IMAGE_EXTENSION}")  # never a column's name
 EXCEL_HINT = re.compile(r'"?sep=."?\r?\n')  # a first line that Excel writes and reads
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0e-\x1f]")  # of no text file
 UTF8 = "UTF-8"
+HEADER_BYTES, HEADER_LINES = 65536, 3  # enough of a file for its first line, and for a line "sep=;" before it
 WORDS = {"true": "1", "yes": "1", "false": "0", "no": "0"}
 
 
@@ -59,7 +61,7 @@ def read(path: Path, header: bool | None = None) -> Table:
     Raises:
         InputError: the file is missing, empty, no text or no regular CSV, or two columns have the same name.
     """
-    text, encoding = _decode(path)
+    text, encoding = _decode(path, _content(path))
     lines, delimiter = _records(path, text)
     first = next(iter(lines))
     names = [cell.lower() for cell in lines[first]]
@@ -84,6 +86,17 @@ def read(path: Path, header: bool | None = None) -> Table:
         "columns without a name left out": ignored,
     }
     return Table(path, columns, tuple(note for note, true in assumptions.items() if true), header)
+
+
+def header(path: Path) -> set[str]:
+    """The cells of the first line, in lower case, of a file that may be a table; none if it cannot be read as one."""
+    try:
+        with path.open("rb") as stream:
+            text, _ = _decode(path, stream.read(HEADER_BYTES))
+        lines, _ = _records(path, "\n".join(text.splitlines()[:HEADER_LINES]))
+    except (OSError, InputError):
+        return set()
+    return {cell.lower() for cell in next(iter(lines.values()))}
 
 
 def name_columns(table: Table, names: Sequence[str]) -> Table:
@@ -200,16 +213,20 @@ def log_assumptions(table: Table) -> None:
         log.info("%s: read with %s", table.path, ", ".join(table.assumptions))
 
 
-def _decode(path: Path) -> tuple[str, str]:
-    """The file's text and its encoding; errors as of `read`."""
+def _content(path: Path) -> bytes:
+    """The file's content; errors as of `read`."""
     try:
-        content = path.read_bytes()
+        return path.read_bytes()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except IsADirectoryError:
         raise InputError(f"{path}: a folder; name the CSV file in it") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _decode(path: Path, content: bytes) -> tuple[str, str]:
+    """The text of a file's content and its encoding; errors as of `read`."""
     utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     content = content.removeprefix(codecs.BOM_UTF8)
     for encoding in ("UTF-16",) if utf16 else (UTF8, "cp1252"):

@@ -10,15 +10,18 @@ from pathlib import Path
 
 from melanoma.errors import InputError
 from melanoma.sources import csv_table
-from melanoma.sources.records import LeftOut
+from melanoma.sources.records import IMAGE_SUFFIXES, LeftOut
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".tif", ".tiff", ".bmp", ".webp"}
 UNREAD_SUFFIXES = {".gif", ".heic", ".heif", ".avif", ".dcm", ".jp2", ".j2k", ".psd", ".cr2", ".nef", ".dng", ".svg"}
 TABLE_SUFFIXES = {".csv", ".tsv", ".tab", ".txt", ""}
+# First bytes of images whose names have no usual suffix: JPEG, PNG, TIFF, BMP, WebP.
+SIGNATURE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|II\*\0|MM\0\*|BM....\0\0|RIFF....WEBP", re.DOTALL)
+SIGNATURE_BYTES = 12
 
 # A mask has the name of its image with one of these endings, or the name itself in a folder of masks.
 MASK_ENDING = re.compile(r"_(segmentation|mask|seg|lesion)$")
-MASK_FOLDER = re.compile(r"(?<![a-z])masks?(?![a-z])|segmentation|ground[ _-]?truth|_lesion$")
+MASK_FOLDER = re.compile(r"(?<![a-z])masks?(?![a-z])|segmentation|ground[ _-]?truth|^imd\d+_lesion$")
+IMAGE_FOLDER = re.compile(r"(?<![a-z])(images?|photos?|pictures?|jpe?g|input|data)(?![a-z])")
 # Files of the challenges and of PH2 that look like images or masks, by the end of their names.
 NO_IMAGES = {
     "superpixel files": re.compile(r"_superpixels$"),
@@ -67,21 +70,28 @@ class Files:
         return path.relative_to(self.root)
 
     @cached_property
-    def tables(self) -> list[csv_table.Table]:
-        """The tables that can be read."""
-        found = []
-        for path in self.table_paths:
-            if path.suffix.lower() == ".txt":
-                continue
-            try:
-                found.append(csv_table.read(path))
-            except InputError:
-                continue
-        return found
+    def headers(self) -> dict[Path, set[str]]:
+        """Cells of the first line of every file that may be a table, in lower case."""
+        return {path: csv_table.header(path) for path in self.table_paths if path.suffix.lower() != ".txt"}
 
-    def tables_with(self, *columns: str) -> list[csv_table.Table]:
+    def table_paths_with(self, *columns: str) -> list[Path]:
         """The tables that have all these columns."""
-        return [table for table in self.tables if set(columns) <= set(table.columns.columns)]
+        return [path for path, header in self.headers.items() if set(columns) <= header]
+
+    def require_tables(self, *columns: str) -> list[csv_table.Table]:
+        """Reads the tables that have all these columns.
+
+        Raises:
+            InputError: there is none, or one cannot be read or has no rows.
+        """
+        paths = self.table_paths_with(*columns)
+        if not paths:
+            raise InputError(f"{self.root}: no table with the columns {', '.join(columns)}")
+        tables = [csv_table.read(path) for path in paths]
+        for table in tables:
+            if table.columns.empty:
+                raise InputError(f"{table.path}: no lines below the header")
+        return tables
 
     def named(self, pattern: re.Pattern[str]) -> bool:
         """Whether a folder above any image matches a pattern, in lower case."""
@@ -97,10 +107,14 @@ def scan(root: Path, outputs: Sequence[Path] = ()) -> Files:
         outputs: folders below it that are not read, because a run writes its arrays and figures there.
 
     Raises:
-        InputError: a file name is not valid text.
+        InputError: a folder cannot be read, or a file name is not valid text.
     """
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"{error.filename}: this folder cannot be read ({error.strerror})")
+
     files, visited = Files(root), {os.path.realpath(folder) for folder in outputs} - {os.path.realpath(root)}
-    for folder, folders, names in os.walk(root, followlinks=True):
+    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
         if (real := os.path.realpath(folder)) in visited:
             folders.clear()
             continue
@@ -114,23 +128,35 @@ def scan(root: Path, outputs: Sequence[Path] = ()) -> Files:
 
 
 def _sort_in(files: Files, path: Path) -> None:
-    suffix, stem = path.suffix.lower(), path.stem.lower()
+    """Adds a file to the list of its kind."""
     if path.name.startswith("."):
         files.skipped["hidden files"] += 1
         return
-    if suffix not in IMAGE_SUFFIXES | UNREAD_SUFFIXES | TABLE_SUFFIXES:
+    suffix = path.suffix.lower()
+    is_image = suffix in IMAGE_SUFFIXES or (
+        suffix not in UNREAD_SUFFIXES | TABLE_SUFFIXES - {""} and _begins_as_image(path)
+    )
+    if not is_image and suffix not in UNREAD_SUFFIXES | TABLE_SUFFIXES:
         return
     try:
         str(files.relative(path)).encode()
     except UnicodeEncodeError:
         raise InputError(f"{str(path)!a}: this file name is not valid UTF-8; rename the file") from None
     for what, pattern in NO_IMAGES.items():
-        if pattern.search(stem):
+        if pattern.search(path.stem.lower()):
             files.skipped[what] += 1
             return
-    {**dict.fromkeys(IMAGE_SUFFIXES, files.images), **dict.fromkeys(TABLE_SUFFIXES, files.table_paths)}.get(
-        suffix, files.unread
-    ).append(path)
+    kind = files.images if is_image else files.unread if suffix in UNREAD_SUFFIXES else files.table_paths
+    kind.append(path)
+
+
+def _begins_as_image(path: Path) -> bool:
+    """Whether a file without a usual suffix begins as an image does."""
+    try:
+        with path.open("rb") as stream:
+            return bool(SIGNATURE.match(stream.read(SIGNATURE_BYTES)))
+    except OSError:
+        return False
 
 
 def key(name: str) -> str:
@@ -187,7 +213,7 @@ def pair(files: Files, split_of: SplitOf) -> tuple[list[Pair], list[LeftOut]]:
 
 def _find_masks(files: Files, relative: Mapping[Path, Path]) -> set[Path]:
     """The files that are masks by the name of their folder or their own name."""
-    in_folder = {path for path in files.images if MASK_FOLDER.search(relative[path].parent.name.lower())}
+    in_folder = {path for path in files.images if _is_below_masks(relative[path])}
     if len(in_folder) == len(files.images):  # a folder of images that is called like one of masks
         in_folder = set()
     stems = {path.stem.lower() for path in files.images}
@@ -198,6 +224,16 @@ def _find_masks(files: Files, relative: Mapping[Path, Path]) -> set[Path]:
         and (found[1] != "lesion" or stem[: found.start()] in stems)
     }  # "lesion" alone may as well name an image
     return in_folder | by_name
+
+
+def _is_below_masks(relative: Path) -> bool:
+    """Whether the nearest folder whose name says what it contains is one of masks."""
+    for folder in reversed(relative.parent.parts):
+        if MASK_FOLDER.search(folder.lower()):
+            return True
+        if IMAGE_FOLDER.search(folder.lower()):
+            return False
+    return False
 
 
 def _refuse_twins(first: Path, second: Path) -> None:

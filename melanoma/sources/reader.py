@@ -1,15 +1,16 @@
 """Reads a data set of any known layout into records."""
 
+import itertools
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 
 from melanoma.classes import NEVUS
 from melanoma.errors import InputError, list_first
 from melanoma.sources import csv_table, diagnoses
-from melanoma.sources.files import Files, scan, unused_folders
+from melanoma.sources.files import Files, key, scan, unused_folders
 from melanoma.sources.layouts import (
     challenge_2016,
     challenge_2017,
@@ -55,6 +56,8 @@ def read(path: Path, layout: str | None = None, keep_others: bool = False, outpu
         InputError: there are no images, the layout is not recognised, or a table is faulty.
     """
     if path.is_file():
+        if layout not in (None, own_csv.LAYOUT.name):
+            raise InputError(f"--layout {layout}: {path} is a file, which can only be a CSV of your own; name a folder")
         chosen, files, reading = own_csv.LAYOUT, Files(path.parent), own_csv.read_table(csv_table.read(path))
     elif path.is_dir():
         files = scan(path, outputs)
@@ -64,14 +67,24 @@ def read(path: Path, layout: str | None = None, keep_others: bool = False, outpu
         raise InputError(f"{path}: no such folder or CSV. To download the images: python download_data.py --out {path}")
     splits, problems, left_out = _classify(reading.entries, keep_others)
     left_out += reading.left_out
-    source = Source(path, chosen.title, splits, chosen.credit, problems, left_out)
-    if not source.records:
+    if not splits:
         raise InputError(f"{path}: read as {chosen.title}, but no image can be used: {_reasons(left_out)}")
     warnings, remarks = list(_unused_rows(reading.unused_rows)), [*reading.remarks, *_skipped(files)]
     for folder, count in unused_folders(left_out).items():
         lines = warnings if LOOK_ALIKE.search(folder.lower()) else remarks
         lines.append(f"folder not used: {folder} ({count} images)")
-    return replace(source, warnings=warnings, remarks=remarks, class_notes=list(_broad_diagnoses(reading.entries)))
+    return Source(
+        path,
+        chosen.title,
+        splits,
+        chosen.credit,
+        problems,
+        left_out,
+        warnings,
+        remarks,
+        class_notes=[*_broad_diagnoses(reading.entries), *(_kept_diagnoses(reading.entries) if keep_others else ())],
+        known_duplicates=chosen.known_duplicates,
+    )
 
 
 def _recognise(files: Files) -> Layout:
@@ -121,6 +134,14 @@ def _broad_diagnoses(entries: Sequence[Entry]) -> Iterator[str]:
             yield f"{count} images: {note}"
 
 
+def _kept_diagnoses(entries: Sequence[Entry]) -> Iterator[str]:
+    """Lines about diagnoses without a class whose images are kept."""
+    counts = Counter(entry.annotation.diagnosis for entry in entries if entry.annotation.diagnosis)
+    for diagnosis, count in counts.items():
+        if diagnoses.class_of(diagnosis) is None:
+            yield f"{count} images: {diagnosis} is none of the three classes; it counts as benign nevus"
+
+
 def _skipped(files: Files) -> Iterator[str]:
     """Lines about files that are no images."""
     for what, count in files.skipped.items():
@@ -143,21 +164,29 @@ def read_all(
         outputs: see `read`.
 
     Raises:
-        InputError: see `read`; or an extra data set is the first one.
+        InputError: see `read`; or a data set is given twice.
     """
+    places = [path.resolve()]
     for other in extra:
-        if other.resolve() == path.resolve():
-            raise InputError(f"--extra {other}: this is --source itself")
+        if other.resolve() in places:
+            what = "this is --source itself" if other.resolve() == places[0] else "given twice"
+            raise InputError(f"--extra {other}: {what}; leave it out")
+        places.append(other.resolve())
     sources = [read(path, layout, keep_others, outputs)]
-    known = {record.id for record in sources[0].records}
+    known = {key(record.id) for record in sources[0].records}
     for other in extra:
-        source = read(other, None, keep_others, outputs)
-        renamed = {
-            record: replace(record, id=f"{other.stem}/{record.id}") if record.id in known else record
-            for record in source.records
-        }
-        splits = {split: [renamed[record] for record in records] for split, records in source.splits.items()}
-        problems = {renamed[record]: reason for record, reason in source.problems.items()}
-        sources.append(replace(source, splits=splits, problems=problems))
-        known |= {record.id for record in sources[-1].records}
+        sources.append(_rename(read(other, None, keep_others, outputs), known))
+        known |= {key(record.id) for record in sources[-1].records}
     return sources
+
+
+def _rename(source: Source, known: Set[str]) -> Source:
+    """The data set with ids that are not among the known ones."""
+    used, renamed = set(known), {}
+    for record in source.records:
+        candidates = (f"{source.path.stem}{number}_{record.id}" for number in itertools.chain([""], itertools.count(2)))
+        name = next(one for one in itertools.chain([record.id], candidates) if key(one) not in used)
+        used.add(key(name))
+        renamed[record] = replace(record, id=name)
+    splits = {split: [renamed[record] for record in records] for split, records in source.splits.items()}
+    return replace(source, splits=splits, problems={renamed[one]: reason for one, reason in source.problems.items()})

@@ -8,6 +8,7 @@ from collections.abc import Callable, Set
 from functools import partial
 from pathlib import Path
 
+from melanoma.classes import KERATOSIS, MELANOMA
 from melanoma.dataset import checks, decode, masks
 from melanoma.dataset.cache import Cache
 from melanoma.dataset.splits import OFFICIAL, Division
@@ -21,6 +22,7 @@ import numpy as np
 import pandas as pd
 import pipeline
 import pytest
+import toy_sources
 from PIL import Image
 
 SIZE = 32  # pixels
@@ -313,7 +315,8 @@ def add_duplicate(record: Record, folder: Path) -> None:
         challenge_2017.image_folder(folder, "train") / f"{DUPLICATE}.jpg", quality=60
     )
     with challenge_2017.label_file(folder, "train").open("a") as stream:
-        stream.write(f"{DUPLICATE},0.0,0.0\n")
+        label = record.label
+        stream.write(f"{DUPLICATE},{float(label == MELANOMA)},{float(label == KERATOSIS)}\n")
 
 
 @pytest.mark.parametrize("split", ["val", "test", "train"])
@@ -358,3 +361,44 @@ def test_known_duplicates_are_left_out_of_train(record: Record, inspect: Inspect
     (row,) = duplicates(report, tmp_path).to_dict("records")
     assert (row["image_id"], row["same_as"], row["left_out"]) == (record.id, "published list", True)
     assert not inspect(known={record.id}, keep_duplicates=True).left_out
+
+
+def test_of_two_equal_images_of_train_the_labelled_one_is_kept(tmp_path: Path) -> None:
+    for number, name in enumerate(("a", "b", "c")):
+        toy_sources.image(tmp_path / f"{name}.png", number)
+    shutil.copy(tmp_path / "a.png", tmp_path / "d.png")
+    table = toy_sources.text(
+        tmp_path / "my.csv", ["image,label", "a.png,", "b.png,nevus", "c.png,sk", "d.png,melanoma"]
+    )
+    report = inspect_all([table], tmp_path / "data", Division("train", None, 0))
+    assert [record.id for record in report.left_out] == ["a"]
+
+
+def test_image_that_cannot_be_used_leaves_no_other_one_out(own_source: Path, inspect: Inspect) -> None:
+    duplicate, original = (pipeline.records(own_source, split)[0] for split in ("train", "val"))
+    shutil.copyfile(original.image, duplicate.image)
+    assert duplicate in inspect().left_out
+    assert original.mask
+    original.mask.unlink()
+    assert duplicate not in inspect().left_out
+
+
+def test_duplicates_of_different_labels_are_a_warning(own_source: Path, inspect: Inspect) -> None:
+    train = pipeline.records(own_source, "train")
+    first, second = train[0], next(record for record in train if record.label != train[0].label)
+    shutil.copyfile(first.image, second.image)
+    assert f"1 duplicates have different labels: {second.id} = {first.id}" in list(inspect().warnings())
+
+
+def test_class_that_train_lacks_is_reported(own_source: Path, inspect: Inspect) -> None:
+    table = challenge_2017.label_file(own_source, "train")
+    lines = table.read_text().replace(",0.0,1.0", ",0.0,0.0")
+    table.write_text(lines)
+    assert "train: no seborrheic keratosis, so a classifier cannot be trained; --extra adds images" in list(
+        inspect().gaps()
+    )
+
+
+def test_published_duplicates_belong_to_their_own_layout(own_source: Path, tmp_path: Path) -> None:
+    assert reader.read(own_source).known_duplicates == challenge_2017.KNOWN_DUPLICATES
+    assert not reader.read(toy_sources.ham10000(tmp_path / "ham")).known_duplicates

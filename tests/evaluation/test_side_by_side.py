@@ -227,3 +227,14 @@ def test_only_rows_that_are_kept_count_with_a_limit() -> None:
     assert kept.ids == {"val": ["a", "c"]}
     assert (kept.rows["val"].tolist(), kept.labels["val"].tolist()) == ([0, 2], [0, 2])
     assert scoring.count_seen(images, systems) == {"val": {"seen": 1, "images": 3}}
+
+
+def test_thresholds_of_one_classifier_do_not_depend_on_what_another_has_seen() -> None:
+    images = scoring.Images({"val": list("abcdef")}, {"val": np.arange(6)}, {"val": np.array([0, 1, 2, 0, 1, 2])})
+    values = np.random.default_rng(0).dirichlet((1, 1, 1), 6)
+    own = scoring.System("own", {"val": values})
+    other = scoring.System("other", {"val": values}, seen={"val": list("abcdef")})
+    assert scoring.with_thresholds(own, images) == scoring.choose_thresholds(own, images.labels)
+    chosen = scoring.with_thresholds(other, images)
+    assert {point for points in chosen.thresholds.values() for point in points} == {"0.5"}
+    assert scoring.to_evaluate(images, [own, other]).labels == {}

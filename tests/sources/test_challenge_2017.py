@@ -200,7 +200,7 @@ def test_fingerprint_changes_with_label_split_and_file_size(own_source: Path) ->
 
 
 def test_only_a_generated_source_is_synthetic(own_source: Path) -> None:
-    assert is_synthetic(own_source)
+    assert is_synthetic([own_source])
     (own_source / SYNTHETIC_MARKER).unlink()
-    assert not is_synthetic(own_source)
-    assert not is_synthetic(own_source / "nowhere")
+    assert not is_synthetic([own_source])
+    assert not is_synthetic([own_source / "nowhere"])

@@ -1,5 +1,6 @@
 """Every layout is recognised and read into the same records."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,9 +82,10 @@ def test_diagnosis_without_a_class_is_left_out_and_listed(name: str, expected: l
     assert reasons(reader.read(EXPECTED[name][0](tmp_path))) == expected
 
 
-def test_diagnosis_without_a_class_is_kept_as_benign_on_request(tmp_path: Path) -> None:
+def test_diagnosis_without_a_class_is_kept_as_benign_on_request_and_the_log_says_so(tmp_path: Path) -> None:
     source = reader.read(toy_sources.ham10000(tmp_path), keep_others=True)
     assert labels(source) == {None: [M, N, K, N, N, N]} and reasons(source) == []
+    assert source.class_notes[1:] == ["1 images: bcc is none of the three classes; it counts as benign nevus"]
 
 
 def test_lesions_and_patients_are_groups(tmp_path: Path) -> None:
@@ -103,6 +105,52 @@ def test_masks_are_found_where_there_are_some(tmp_path: Path) -> None:
     assert all(record.mask for record in reader.read(toy_sources.ph2(tmp_path / "ph2")).records)
 
 
+def test_lesion_is_the_group_where_there_is_no_patient(tmp_path: Path) -> None:
+    table = toy_sources.isic_archive(tmp_path) / "metadata.csv"
+    table.write_text(table.read_text().replace("IL_1,IP_1", "IL_1,").replace("IL_2,IP_1", "IL_1,"))
+    assert groups(reader.read(tmp_path)) == ["IL_1", "IL_1", "IP_2"]
+
+
+@pytest.mark.parametrize("name", ["sample_submission.csv", "my Submission 2.csv"])
+def test_submission_gives_no_labels(name: str, tmp_path: Path) -> None:
+    toy_sources.isic2020(tmp_path)
+    text(tmp_path / name, ["image_name,target", "ISIC_0052060,0"])
+    assert labels(reader.read(tmp_path))["test"] == [None]
+
+
+@pytest.mark.parametrize("name", ["isic2018", "isic2019", "isic2020", "ham10000", "isic-cli"])
+def test_forced_layout_without_its_table_is_refused(name: str, tmp_path: Path) -> None:
+    toy_sources.image_folder(tmp_path)
+    with pytest.raises(InputError, match="no table with the columns"):
+        reader.read(tmp_path, layout=name)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content.replace("mel,histo", "mel,histo,x,y,z"), r"line 2: 10 cells"),
+        (lambda content: content.splitlines()[0] + "\n", "no lines below the header"),
+        (lambda content: content + 'HAM_1,"ISIC_1\n', "not a readable CSV"),
+    ],
+)
+def test_table_that_cannot_be_read_stops_instead_of_losing_the_labels(
+    change: Callable[[str], str], message: str, tmp_path: Path
+) -> None:
+    table = toy_sources.ham10000(tmp_path) / "HAM10000_metadata.csv"
+    table.write_text(change(table.read_text()))
+    with pytest.raises(InputError, match=message):
+        reader.read(tmp_path)
+
+
+def test_two_tables_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
+    toy_sources.ham10000(tmp_path)
+    text(tmp_path / "old.csv", ["image_id,dx", "ISIC_0024306,MEL"])
+    assert labels(reader.read(tmp_path)) == EXPECTED["ham10000"][1]
+    text(tmp_path / "old.csv", ["image_id,dx", "ISIC_0024306,nv"])
+    with pytest.raises(InputError, match=r"old\.csv: ISIC_0024306 is nv, but mel in .*HAM10000_metadata\.csv"):
+        reader.read(tmp_path)
+
+
 def test_layout_can_be_forced(tmp_path: Path) -> None:
     source = reader.read(toy_sources.ham10000(tmp_path), layout="folder")
     assert labels(source) == {None: [None] * 6}
@@ -115,7 +163,7 @@ def test_own_csv_gives_paths_labels_masks_splits_and_groups(tmp_path: Path) -> N
     path = toy_sources.own_csv(tmp_path)
     source = reader.read(path)
     assert labels(source) == {"train": [M, K], "test": [N, None]}
-    assert [record.id for record in source.records] == ["photos/one/mole", "photos/two/mole", "three", "Four"]
+    assert [record.id for record in source.records] == ["photos_one_mole", "photos_two_mole", "three", "Four"]
     first, second, third, fourth = source.records
     assert (first.image, first.mask) == (tmp_path / "photos/one/mole.png", tmp_path / "masks/m1.png")
     assert (third.image, fourth.image.is_file()) == (tmp_path / "photos/three.jpg", True)
@@ -153,7 +201,7 @@ def test_missing_file_of_an_own_csv_is_a_problem_of_its_image(tmp_path: Path) ->
     (tmp_path / "masks" / "m1.png").unlink()
     source = reader.read(path)
     assert {record.id: reason for record, reason in source.problems.items()} == {
-        "photos/one/mole": f"{tmp_path / 'masks/m1.png'}: no such file"
+        "photos_one_mole": f"{tmp_path / 'masks/m1.png'}: no such file"
     }
 
 
@@ -161,6 +209,57 @@ def test_word_that_is_no_diagnosis_is_left_out_with_its_word(tmp_path: Path) -> 
     path = toy_sources.own_csv(tmp_path)
     path.write_text(path.read_text().replace("melanoma", "Melanom"))
     assert reasons(reader.read(path)) == ["no class: Melanom"]
+
+
+@pytest.mark.parametrize("header", ["image_path,diagnosis,mask,split,group", " Filename , Class ,MASK,Split,GROUP"])
+def test_columns_may_have_other_usual_names(header: str, tmp_path: Path) -> None:
+    path = toy_sources.own_csv(tmp_path)
+    expected = reader.read(path).splits
+    path.write_text(path.read_text().replace("image,label,mask,split,group", header))
+    assert reader.read(path).splits == expected
+
+
+def test_backslashes_are_folders(tmp_path: Path) -> None:
+    path = toy_sources.own_csv(tmp_path)
+    expected = reader.read(path).splits
+    path.write_text(path.read_text().replace("/", "\\"))
+    assert reader.read(path).splits == expected
+
+
+def test_columns_and_images_that_are_not_used_are_counted(tmp_path: Path) -> None:
+    path = toy_sources.own_csv(tmp_path)
+    path.write_text(path.read_text().replace("group", "group,age").replace(",Anna", ",Anna,50"))
+    image(tmp_path / "photos" / "five.jpg", 5)
+    assert reader.read(path).remarks == [
+        "my.csv: columns not used: age",
+        "1 images in the same folders are not listed in my.csv",
+    ]
+
+
+def test_one_image_in_two_spellings_is_listed_twice(tmp_path: Path) -> None:
+    path = toy_sources.own_csv(tmp_path)
+    path.write_text(path.read_text() + "./photos/four.jpg,nevus,,test,\nphotos/./four.jpg,mel,,test,\n")
+    with pytest.raises(InputError, match=r"line 7: photos/four\.jpg is listed twice"):
+        reader.read(path)
+
+
+def test_two_images_of_one_id_in_an_own_csv_are_refused(tmp_path: Path) -> None:
+    path = toy_sources.own_csv(tmp_path)
+    path.write_text(path.read_text() + "photos/one/mole.jpg,nevus,,test,\n")
+    with pytest.raises(InputError, match=r"line 6: photos/one/mole\.jpg has the id photos_one_mole, as line 2"):
+        reader.read(path)
+
+
+def test_two_own_csvs_in_a_folder_are_named(tmp_path: Path) -> None:
+    path = toy_sources.own_csv(tmp_path)
+    path.with_name("old.csv").write_text(path.read_text())
+    with pytest.raises(InputError, match=r"found .*my\.csv, .*old\.csv; name one as --source"):
+        reader.read(tmp_path)
+
+
+def test_csv_cannot_have_another_layout(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--layout ham10000: .* can only be a CSV of your own"):
+        reader.read(toy_sources.own_csv(tmp_path), layout="ham10000")
 
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -234,6 +333,43 @@ def test_mask_with_the_name_of_its_image_is_found_in_a_folder_of_masks(folder: s
     assert record.mask == tmp_path / folder / "mole.png"
 
 
+@pytest.mark.parametrize("folder", ["masks/part1", "Segmentations/a/b"])
+def test_folders_inside_a_folder_of_masks_hold_masks(folder: str, tmp_path: Path) -> None:
+    image(tmp_path / "segmentation data" / "images" / "mole.jpg")
+    mask(tmp_path / "segmentation data" / folder / "mole.png")
+    (record,) = reader.read(tmp_path).records
+    assert record.mask == tmp_path / "segmentation data" / folder / "mole.png"
+
+
+@pytest.mark.parametrize("folder", ["skin_lesion", "lesion", "unmasked"])
+def test_folder_that_only_sounds_like_one_of_masks_holds_images(folder: str, tmp_path: Path) -> None:
+    image(tmp_path / folder / "a.jpg", 1)
+    image(tmp_path / "other" / "b.jpg", 2)
+    assert [record.id for record in reader.read(tmp_path).records] == ["a", "b"]
+
+
+@pytest.mark.parametrize("name", ["d", "d.jpg_", "d.001"])
+def test_image_without_a_usual_suffix_is_read_by_its_content(name: str, tmp_path: Path) -> None:
+    toy_sources.image_folder(tmp_path)
+    image(tmp_path / "d.jpg", 5).rename(tmp_path / name)
+    text(tmp_path / "README", ["BMI is no image"])
+    assert [record.id for record in reader.read(tmp_path).records] == ["a", "b", "c", "d"]
+
+
+def test_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toy_sources.image_folder(tmp_path)
+    scandir = os.scandir
+
+    def refuse(folder: str) -> object:
+        if str(folder).endswith("left"):
+            raise PermissionError(13, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match="left: this folder cannot be read"):
+        reader.read(tmp_path)
+
+
 def test_mask_without_an_image_is_listed(tmp_path: Path) -> None:
     toy_sources.image_folder(tmp_path)
     mask(tmp_path / "masks" / "z.png")
@@ -283,4 +419,17 @@ def test_letters_case_never_matters(tmp_path: Path) -> None:
 def test_id_that_occurs_in_two_sources_is_made_unique(tmp_path: Path) -> None:
     first, second = toy_sources.image_folder(tmp_path / "one"), toy_sources.image_folder(tmp_path / "two")
     sources = reader.read_all(first, [second], None, False)
-    assert [record.id for source in sources for record in source.records] == ["a", "b", "c", "two/a", "two/b", "two/c"]
+    assert [record.id for source in sources for record in source.records] == ["a", "b", "c", "two_a", "two_b", "two_c"]
+
+
+def test_ids_of_several_extra_sources_are_unique(tmp_path: Path) -> None:
+    folders = [toy_sources.image_folder(tmp_path / name / "images") for name in ("one", "two", "three")]
+    sources = reader.read_all(folders[0], folders[1:], None, False)
+    ids = [record.id for source in sources for record in source.records]
+    assert len(set(ids)) == 9 and ids[3] == "images_a" and ids[6] == "images2_a"
+
+
+def test_source_given_twice_is_refused(tmp_path: Path) -> None:
+    first, second = toy_sources.image_folder(tmp_path / "one"), toy_sources.image_folder(tmp_path / "two")
+    with pytest.raises(InputError, match="two: given twice"):
+        reader.read_all(first, [second, tmp_path / "one" / ".." / "two"], None, False)

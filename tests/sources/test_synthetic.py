@@ -122,7 +122,7 @@ def pixels(path: Path) -> np.ndarray:
 def test_sample_has_the_official_layout(tmp_path: Path) -> None:
     counts = {"train": 10, "val": 3, "test": 1}
     synthetic.write_sample(tmp_path, counts, seed=2, size=(64, 80))
-    assert is_synthetic(tmp_path)
+    assert is_synthetic([tmp_path])
     ids = []
     for split, count in counts.items():
         images, masks = challenge_2017.image_folder(tmp_path, split), challenge_2017.mask_folder(tmp_path, split)

@@ -74,7 +74,8 @@ def read_labels(path: Path) -> dict[str, int]:
     """Reads the diagnoses of a label file.
 
     Args:
-        path: CSV with the columns image_id, melanoma, seborrheic_keratosis; the last two 0 or 1, never both 1.
+        path: CSV with the columns image_id, melanoma, seborrheic_keratosis, in the dialects of `csv_table.read`; the
+            last two 0 or 1, never both 1.
 
     Returns:
         {id: index into CLASSES}; both columns 0 means benign nevus.
@@ -85,14 +86,18 @@ def read_labels(path: Path) -> dict[str, int]:
     """
     table = _read_table(path)
     csv_table.log_assumptions(table)
-    classes = [COLUMNS.get(column, NEVUS) for column in indicated(table, list(COLUMNS))]
-    return dict(zip(csv_table.ids(table, "image_id"), classes, strict=True))
+    return _labels(table)
 
 
 def _read_table(path: Path) -> csv_table.Table:
     table = csv_table.name_columns(csv_table.read(path), ("image_id", *COLUMNS))
     names = {"image_id": csv_table.ID_COLUMNS} | {name: (name,) for name in COLUMNS}
     return csv_table.drop_equal_rows(csv_table.select(table, names), "image_id")
+
+
+def _labels(table: csv_table.Table) -> dict[str, int]:
+    classes = [COLUMNS.get(column, NEVUS) for column in indicated(table, list(COLUMNS))]
+    return dict(zip(csv_table.ids(table, "image_id"), classes, strict=True))
 
 
 def read(files: Files) -> Reading:
@@ -102,9 +107,9 @@ def read(files: Files) -> Reading:
         for path in files.table_paths:
             if path.name.lower() == LABEL_FILE.format(name).lower():
                 table = _read_table(path)
-                diagnoses = [CLASSES[COLUMNS.get(column, NEVUS)] for column in indicated(table, list(COLUMNS))]
-                annotations[split] = Annotations()
-                annotations[split].add(table, csv_table.ids(table, "image_id").tolist(), diagnoses)
+                labels = _labels(table)
+                diagnoses = [CLASSES[label] for label in labels.values()]
+                annotations.setdefault(split, Annotations()).add(table, list(labels), diagnoses)
     return read_annotated(files, split_of, annotations, mask_expected=True)
 
 
@@ -114,4 +119,5 @@ LAYOUT = Layout(
     recognise,
     read,
     "Codella et al. 2018, arXiv 1710.05006; CC-0 as far as known here (not confirmed from the official page)",
+    KNOWN_DUPLICATES,
 )

@@ -5,6 +5,8 @@ The diagnosis counts where it is known; otherwise target 1 means melanoma, and t
 Source: Rotemberg et al. 2021, Scientific Data 8:34.
 """
 
+from pathlib import Path
+
 from melanoma.sources import csv_table
 from melanoma.sources.files import Files, split_by_folder
 from melanoma.sources.layouts.layout import Annotations, Layout, Reading, column, indicated, read_annotated
@@ -14,7 +16,12 @@ UNKNOWN = ("", "unknown")
 
 def recognise(files: Files) -> bool:
     """Whether there is a table of targets."""
-    return bool(files.tables_with("image_name", "target"))
+    return any(not is_submission(path) for path in files.table_paths_with("image_name", "target"))
+
+
+def is_submission(path: Path) -> bool:
+    """Whether a table holds predictions, as sample_submission.csv does: its targets are no diagnoses."""
+    return "submission" in path.stem.lower()
 
 
 def diagnoses(table: csv_table.Table) -> list[str]:
@@ -31,7 +38,10 @@ def diagnoses(table: csv_table.Table) -> list[str]:
 def read(files: Files) -> Reading:
     """Reads the layout."""
     annotations = Annotations()
-    for table in files.tables_with("image_name"):
+    files.require_tables("image_name", "target")
+    for table in files.require_tables("image_name"):
+        if is_submission(table.path):
+            continue
         table = csv_table.drop_equal_rows(table, "image_name")
         names = csv_table.ids(table, "image_name").tolist()
         found = diagnoses(table) if "target" in table.columns else None

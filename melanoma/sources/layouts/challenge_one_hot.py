@@ -20,13 +20,14 @@ CODES = {  # columns; the last two of each challenge are its own
 
 def recognise(files: Files, name: str) -> bool:
     """Whether there is a CSV with the columns of a challenge."""
-    return bool(files.tables_with("image", *CODES[name]))
+    return bool(files.table_paths_with("image", *CODES[name]))
 
 
 def read(files: Files, name: str) -> Reading:
     """Reads one of the two layouts."""
     annotations = Annotations()
-    for table in files.tables_with("image"):
+    files.require_tables("image", *CODES[name])
+    for table in files.require_tables("image"):
         table = csv_table.drop_equal_rows(table, "image")
         has_diagnoses = set(CODES[name]) <= set(table.columns)
         diagnoses, groups = indicated(table, CODES[name]) if has_diagnoses else None, column(table, "lesion_id")

@@ -10,13 +10,13 @@ from melanoma.sources.layouts.layout import Annotations, Layout, Reading, column
 
 def recognise(files: Files) -> bool:
     """Whether there is a table of diagnoses."""
-    return bool(files.tables_with("image_id", "dx"))
+    return bool(files.table_paths_with("image_id", "dx"))
 
 
 def read(files: Files) -> Reading:
     """Reads the layout."""
     annotations = Annotations()
-    for table in files.tables_with("image_id", "dx"):
+    for table in files.require_tables("image_id", "dx"):
         table = csv_table.drop_equal_rows(table, "image_id")
         names = csv_table.ids(table, "image_id").tolist()
         annotations.add(table, names, column(table, "dx"), column(table, "lesion_id"))

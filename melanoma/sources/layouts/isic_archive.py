@@ -17,7 +17,7 @@ DERMOSCOPIC = ("", "dermoscopic")
 
 def recognise(files: Files) -> bool:
     """Whether there is a table of isic_id."""
-    return bool(files.tables_with("isic_id"))
+    return bool(files.table_paths_with("isic_id"))
 
 
 def diagnosis(row: pd.Series) -> str:
@@ -31,7 +31,7 @@ def read(files: Files) -> Reading:
     """Reads the layout."""
     annotations = Annotations()
     other_types: dict[str, str] = {}
-    for table in files.tables_with("isic_id"):
+    for table in files.require_tables("isic_id"):
         table = csv_table.drop_equal_rows(table, "isic_id")
         names = csv_table.ids(table, "isic_id").tolist()
         diagnoses = [diagnosis(row) for _, row in table.columns.iterrows()]

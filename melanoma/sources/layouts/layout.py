@@ -1,10 +1,11 @@
 """What all layouts have in common: how they are recognised and read."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from melanoma.errors import InputError
 from melanoma.sources import csv_table
+from melanoma.sources.diagnoses import normalise
 from melanoma.sources.files import Files, Pair, SplitOf, key, pair
 from melanoma.sources.records import LeftOut
 
@@ -48,6 +49,7 @@ class Layout:
         recognise: whether files have this layout.
         read: reads them.
         credit: whom to cite, and the licence; "": unknown.
+        known_duplicates: see `records.Source`.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Layout:
     recognise: Callable[[Files], bool]
     read: Callable[[Files], Reading]
     credit: str = ""
+    known_duplicates: Set[str] = frozenset()
 
 
 @dataclass
@@ -79,19 +82,28 @@ class Annotations:
             ids: of the images.
             diagnoses: of every image, "" where it is unknown; None: the table has none.
             groups: lesion or patient of every image, "" where it is unknown; None: the table has none.
+
+        Raises:
+            InputError: an earlier table gives an image another diagnosis.
         """
         csv_table.log_assumptions(table)
         self.tables.append(table)
         unknown = [""] * len(ids)
         for name, diagnosis, group in zip(ids, diagnoses or unknown, groups or unknown, strict=True):
             known = self.by_id.get(key(name), Annotation())
+            if diagnosis and known.diagnosis and normalise(diagnosis) != normalise(known.diagnosis):
+                others = ", ".join(str(other.path) for other in self.tables[:-1])
+                raise InputError(
+                    f"{table.path}: {name} is {diagnosis}, but {known.diagnosis} in {others}; remove one table"
+                )
             self.by_id[key(name)] = Annotation(diagnosis or known.diagnosis, group or known.group)
             self.names[key(name)] = name
 
 
 def column(table: csv_table.Table, *names: str) -> list[str] | None:
-    """The first of these columns that a table has; None if it has none."""
-    return next((table.columns[name].tolist() for name in names if name in table.columns), None)
+    """The first of these columns that is not empty, row by row; None if the table has none of them."""
+    columns = [table.columns[name] for name in names if name in table.columns]
+    return ["".join(list(filter(None, cells))[:1]) for cells in zip(*columns, strict=True)] if columns else None
 
 
 def indicated(table: csv_table.Table, columns: Sequence[str]) -> list[str]:

@@ -6,83 +6,141 @@ there is none. split: train, val or test. group: lesion or patient.
 
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 from melanoma.errors import InputError
 from melanoma.sources import csv_table
-from melanoma.sources.files import IMAGE_SUFFIXES, SPLIT_WORD, Files, Pair, key
+from melanoma.sources.files import SPLIT_WORD, Files, Pair, key
 from melanoma.sources.layouts.layout import Annotation, Entry, Layout, Reading
+from melanoma.sources.records import IMAGE_SUFFIXES
 
-COLUMNS = ("image", "label", "mask", "split", "group")
+import pandas as pd
+
+COLUMNS = {  # names that are accepted, the documented one first
+    "image": ("image", "image_path", "path", "file", "filename"),
+    "label": ("label", "diagnosis", "class"),
+    "mask": ("mask",),
+    "split": ("split",),
+    "group": ("group",),
+}
 
 
 def recognise(files: Files) -> bool:
-    """Whether there is one CSV with a column image and another one of COLUMNS."""
-    return len(_tables(files)) == 1
+    """Whether there is a CSV with a column of images and another one of COLUMNS."""
+    return bool(_paths(files))
 
 
-def _tables(files: Files) -> list[csv_table.Table]:
-    return [table for table in files.tables_with("image") if set(COLUMNS[1:]) & set(table.columns.columns)]
+def _paths(files: Files) -> list[Path]:
+    others = {name for column, names in COLUMNS.items() if column != "image" for name in names}
+    return [path for path, header in files.headers.items() if header & set(COLUMNS["image"]) and header & others]
 
 
 def read(files: Files) -> Reading:
-    """Reads the one table of this kind below a folder."""
-    tables = _tables(files)
-    if len(tables) != 1:
-        raise InputError(f"{files.root}: expected one CSV with the columns {', '.join(COLUMNS)}, found {len(tables)}")
-    return read_table(tables[0])
+    """Reads the one table of this kind below a folder.
+
+    Raises:
+        InputError: there is none, or several.
+    """
+    paths = _paths(files)
+    if len(paths) != 1:
+        found = f"found {', '.join(map(str, paths))}; name one as --source" if paths else "found none"
+        raise InputError(f"{files.root}: expected one CSV with the columns {', '.join(COLUMNS)}, {found}")
+    return read_table(csv_table.read(paths[0]))
 
 
 def read_table(table: csv_table.Table) -> Reading:
     """Reads the images that a table lists.
 
     Raises:
-        InputError: no column image, an image is listed twice, an unknown split, or splits for some rows only; names the
-            line.
+        InputError: no column of images, an image is listed twice, two images have one id, an unknown split, or splits
+            for some rows only; names the line.
     """
-    csv_table.require(table, ["image"])
-    columns = table.columns.reindex(columns=list(COLUMNS), fill_value="")
-    repeated = columns.duplicated()
-    columns, notes = columns[~repeated], [f"{repeated.sum()} rows that occur twice"] * bool(repeated.any())
-    csv_table.log_assumptions(replace(table, assumptions=(*table.assumptions, *notes)))
-    for line, name in columns.loc[columns["image"].duplicated(), "image"].items():
-        raise InputError(f"{table.path}, line {line}: {name} is listed twice; remove one line")
-    if empty := columns.index[columns["image"] == ""].tolist():
-        raise InputError(f"{table.path}, line {empty[0]}: no image")
+    columns, unused = _columns(table)
+    entries, lines = [], dict[str, int]()
     stems = Counter(key(Path(name).stem) for name in columns["image"])
-    entries = []
-    for line, row in columns.iterrows():
-        path = Path(row["image"])
-        unique = stems[key(path.stem)] == 1
-        image, problem = _find(table.path.parent, row["image"]), None
-        mask = _find(table.path.parent, row["mask"]) if row["mask"] else None
-        for found in (image, mask):
-            if found and not found.is_file():
-                problem = f"{found}: no such file"
-        split = _split(table.path, int(str(line)), row["split"])
-        one = Pair(path.stem if unique else path.with_suffix("").as_posix(), split, image, mask)
-        group = f"{table.path.absolute()}: {row['group']}" if row["group"] else None
-        entries.append(Entry(one, Annotation(row["label"], group), problem))
+    for number, row in columns.iterrows():
+        line, image = int(str(number)), Path(row["image"])
+        unique = stems[key(image.stem)] == 1
+        name = (
+            image.stem if unique else "_".join(part for part in image.with_suffix("").parts if part not in ("/", ".."))
+        )
+        if first := lines.get(key(name)):
+            raise InputError(
+                f"{table.path}, line {line}: {image} has the id {name}, as line {first}; rename one of them"
+            )
+        lines[key(name)] = line
+        entries.append(_entry(table.path, line, name, row))
     if len({entry.pair.split is None for entry in entries}) > 1:
         line = columns.index[columns["split"] == ""][0]
         raise InputError(f"{table.path}, line {line}: no split, though other lines have one")
-    return Reading(entries)
+    return Reading(entries, remarks=[*unused, *_unlisted(table.path, entries)])
 
 
-def _find(folder: Path, name: str) -> Path:
+def _columns(table: csv_table.Table) -> tuple[pd.DataFrame, list[str]]:
+    """The columns under their documented names, without equal rows; and a line about columns that are not used."""
+    used = {
+        next(name for name in names if name in table.columns): column
+        for column, names in COLUMNS.items()
+        if set(names) & set(table.columns)
+    }
+    if "image" not in used.values():
+        csv_table.require(table, ["image"])
+    columns = table.columns.rename(columns=used).reindex(columns=list(COLUMNS), fill_value="")
+    columns["image"] = [Path(name.replace("\\", "/")).as_posix() if name else "" for name in columns["image"]]
+    repeated = columns.duplicated()
+    notes = [f"{repeated.sum()} rows that occur twice"] * bool(repeated.any())
+    csv_table.log_assumptions(replace(table, assumptions=(*table.assumptions, *notes)))
+    columns = columns[~repeated]
+    for line in columns.index[columns["image"] == ""][:1]:
+        raise InputError(f"{table.path}, line {line}: no image")
+    for line, name in columns.loc[columns["image"].duplicated(), "image"].items():
+        raise InputError(f"{table.path}, line {line}: {name} is listed twice; remove one line")
+    unused = [str(name) for name in table.columns if name not in used]
+    return columns, [f"{table.path.name}: columns not used: {', '.join(unused)}"] * bool(unused)
+
+
+def _entry(table: Path, line: int, name: str, row: pd.Series) -> Entry:
+    image = find(table.parent, row["image"])
+    mask = find(table.parent, row["mask"]) if row["mask"] else None
+    missing = [str(path) for path in (image, mask) if path and not path.is_file()]
+    group = f"{table.absolute()}: {row['group']}" if row["group"] else None
+    one = Pair(name, _split(table, line, row["split"]), image, mask)
+    return Entry(one, Annotation(row["label"], group), f"{missing[0]}: no such file" if missing else None)
+
+
+def find(folder: Path, name: str) -> Path:
     """The file of a path as written, or else in other letters' case or with an image suffix; else the path itself."""
     path, found = Path(name.replace("\\", "/")), folder
     for part in path.parts:
         if (found / part).exists():
             found = found / part
-            continue
-        names = sorted(found.iterdir()) if found.is_dir() else []
-        same = [other for other in names if key(other.name) == key(part)]
-        same += [other for other in names if key(other.stem) == key(part) and other.suffix.lower() in IMAGE_SUFFIXES]
-        if not same:
+        elif other := _listing(found).get(key(part)):
+            found = found / other
+        else:
             return folder / path
-        found = same[0]
     return found
+
+
+@cache
+def _listing(folder: Path) -> dict[str, str]:
+    """Names in a folder by their `key`, and those of images also by that of their stem; exact names first."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    stems = {key(Path(name).stem): name for name in names if Path(name).suffix.lower() in IMAGE_SUFFIXES}
+    return stems | {key(name): name for name in names}
+
+
+def _unlisted(table: Path, entries: list[Entry]) -> list[str]:
+    """A line about images in the same folders that the table does not list."""
+    listed = {path for entry in entries for path in (entry.pair.image, entry.pair.mask) if path}
+    folders = {path.parent for path in listed if path.parent.is_dir()}
+    others = [
+        path
+        for folder in folders
+        for path in folder.iterdir()
+        if path.suffix.lower() in IMAGE_SUFFIXES and path not in listed
+    ]
+    return [f"{len(others)} images in the same folders are not listed in {table.name}"] * bool(others)
 
 
 def _split(path: Path, line: int, word: str) -> str | None:
