@@ -158,7 +158,7 @@ def content(graphics: Path, metrics: dict[str, Any], current: Set[str]) -> dict[
             split: one["splits"][split]["n"] for one in results.values() for split in splits if split in one["splits"]
         },
         "summaries": {split: tables.summarise(system["splits"][split], system["thresholds"]) for split in evaluated},
-        "caveats": {split: scoring.caveat(split, system["chosen_on"], system["submitted"]) for split in evaluated},
+        "caveats": {split: scoring.caveat(split, system) for split in evaluated},
         "thresholds": system["thresholds"],
         "subgroups": system["subgroups"],
         "compared": {split: tables.compared(results, split) for split in splits},

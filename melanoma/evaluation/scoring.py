@@ -1,7 +1,7 @@
 """Systems to evaluate, their thresholds, and the metrics of each split."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -9,12 +9,13 @@ from typing import Any
 from melanoma.artifacts import contract
 from melanoma.artifacts.store import ROW_BLOCK, Store
 from melanoma.classes import CLASSES, MELANOMA, SPLIT_NAMES, TASKS
-from melanoma.dataset.splits import UNLABELLED, are_original, load_labels, originals_with_mask
+from melanoma.dataset.splits import OFFICIAL, UNLABELLED, are_original, load_labels, originals_with_mask
 from melanoma.errors import InputError, StageError
 from melanoma.evaluation import submissions
 from melanoma.evaluation.subgroups import subgroups
 from melanoma.log import log
 from melanoma.metrics import bootstrap, classification, segmentation
+from melanoma.sources.layouts import challenge_2017
 
 import numpy as np
 import pandas as pd
@@ -48,6 +49,7 @@ class System:
     probabilities: dict[str, np.ndarray]  # float (N, 3) of each split
     thresholds: Thresholds = field(default_factory=dict)  # {}: not chosen yet
     chosen_on: str | None = None  # split that the thresholds were chosen on; None: none of these
+    epochs_chosen_on: str | None = None  # split that the best epochs were chosen on; None: none of these, or unknown
     submitted: bool = False  # read from a CSV file, not a classifier of this pipeline
     seen: dict[str, list[str]] = field(default_factory=dict)  # ids that its networks were trained on, by split
     store: Store | None = None  # that has loaded what the predictions depend on
@@ -130,7 +132,16 @@ def load_classifier(store: Store, images: Images, name: str) -> System:
     }
     settings = json.loads(own.check("classifier_settings", backbone=name).read_text(encoding="utf-8"))
     seen = {split: ids for split, ids in settings.get("seen", {}).items() if split in probabilities}
-    return System(name, probabilities, settings.get("thresholds", {}), seen=seen, store=own)
+    epochs_on = "val" if name != contract.PRETRAINED or is_official(own) else None
+    thresholds = settings.get("thresholds", {})
+    return System(name, probabilities, thresholds, epochs_chosen_on=epochs_on, seen=seen, store=own)
+
+
+def is_official(store: Store) -> bool:
+    """Whether the images are divided as in ISIC 2017, on whose validation the pretrained networks were chosen."""
+    settings = store.written_with("ids", split=store.splits()[0])
+    layouts = [source["layout"] for source in settings.get("sources", [])]
+    return layouts[:1] == [challenge_2017.LAYOUT.title] and settings["split"] == OFFICIAL
 
 
 def load_systems(store: Store, images: Images, files: Sequence[Path], backbone: str | None = None) -> list[System]:
@@ -254,17 +265,16 @@ def with_thresholds(system: System, images: Images) -> System:
     return replace(system, thresholds=chosen.thresholds, chosen_on=chosen.chosen_on)
 
 
-def caveat(split: str, chosen_on: str | None, submitted: bool) -> str:
+def caveat(split: str, system: Mapping[str, Any]) -> str:
     """Why the metrics of a split are biased; "" if they are not.
 
     Args:
         split: split of the metrics.
-        chosen_on: see `System`.
-        submitted: see `System`; what was chosen for a submitted system, besides thresholds, is unknown.
+        system: result of `evaluate_system`; what was chosen for a submitted system, besides thresholds, is unknown.
     """
-    chosen = ["best epochs"] if split == "val" and not submitted else []
-    if split == chosen_on:
-        chosen += ["thresholds"] if submitted else ["calibration", "thresholds"]
+    chosen = ["best epochs"] if split == system["epochs_chosen_on"] else []
+    if split == system["chosen_on"]:
+        chosen += ["thresholds"] if system["submitted"] else ["calibration", "thresholds"]
     listed = " and ".join(filter(None, [", ".join(chosen[:-1]), *chosen[-1:]]))
     return f"Biased upwards: {listed} were chosen on these images." if chosen else ""
 
@@ -282,8 +292,8 @@ def evaluate_system(system: System, images: Images, metadata: pd.DataFrame | Non
         seed: seed of the bootstrap.
 
     Returns:
-        {"submitted": ..., "inputs": manifest keys, "thresholds": ..., "chosen_on": ..., "splits": {split: result of
-        `score`}, "subgroups": {split: {group: result of `score_subgroup`}}}.
+        {"submitted": ..., "inputs": manifest keys, "thresholds": ..., "chosen_on": ..., "epochs_chosen_on": ...,
+        "splits": {split: result of `score`}, "subgroups": {split: {group: result of `score_subgroup`}}}.
     """
     splits = [split for split in system.probabilities if split in images.labels]
     result: dict[str, Any] = {
@@ -291,6 +301,7 @@ def evaluate_system(system: System, images: Images, metadata: pd.DataFrame | Non
         "inputs": list(system.store.provenance()["inputs"]) if system.store else [],
         "thresholds": system.thresholds,
         "chosen_on": system.chosen_on,
+        "epochs_chosen_on": system.epochs_chosen_on,
         "splits": {},
         "subgroups": {},
     }

@@ -124,7 +124,7 @@ def compared_caveats(results: dict[str, Any], split: str) -> dict[str, list[str]
     found: dict[str, list[str]] = {}
     for name in list(results)[1:]:
         system = results[name]
-        caveat = scoring.caveat(split, system["chosen_on"], system["submitted"]) if split in system["splits"] else ""
+        caveat = scoring.caveat(split, system) if split in system["splits"] else ""
         if caveat:
             found.setdefault(caveat, []).append(name)
     return found
@@ -164,7 +164,7 @@ def terminal_lines(name: str, split: str, system: dict[str, Any]) -> Iterator[st
     summary = summarise(system["splits"][split], system["thresholds"])
     yield f"{SPLIT_NAMES[split].capitalize()}, n = {summary.n}: {name}"
     yield f"{summary.classes}. Below each value: 95 % interval"
-    if caveat := scoring.caveat(split, system["chosen_on"], system["submitted"]):
+    if caveat := scoring.caveat(split, system):
         yield caveat
     aucs, width = summary.aucs.values(), max(map(len, CLASSES))  # all tables have first columns of one width
     auc_table = [["", *summary.aucs], ["AUC", *(auc.number for auc in aucs)], ["", *(auc.bounds for auc in aucs)]]

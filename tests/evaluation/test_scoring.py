@@ -56,22 +56,43 @@ def test_threshold_is_the_challenges_where_no_labels_choose_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("split", "chosen_on", "submitted", "expected"),
+    ("split", "chosen_on", "epochs_chosen_on", "submitted", "expected"),
     [
-        ("test", "val", False, ""),
-        ("val", "val", True, "thresholds were"),
-        ("val", "val", False, "best epochs, calibration and thresholds were"),
-        ("val", "train", False, "best epochs were"),
-        ("val", None, False, "best epochs were"),
-        ("train", "train", False, "calibration and thresholds were"),
-        ("train", None, False, ""),
+        ("test", "val", "val", False, ""),
+        ("val", "val", None, True, "thresholds were"),
+        ("val", "val", "val", False, "best epochs, calibration and thresholds were"),
+        ("val", "train", "val", False, "best epochs were"),
+        ("val", None, "val", False, "best epochs were"),
+        ("val", None, None, False, ""),
+        ("train", "train", "val", False, "calibration and thresholds were"),
+        ("train", None, "val", False, ""),
     ],
 )
 def test_caveat_names_what_was_chosen_on_the_same_images(
-    split: str, chosen_on: str | None, submitted: bool, expected: str
+    split: str, chosen_on: str | None, epochs_chosen_on: str | None, submitted: bool, expected: str
 ) -> None:
-    found = scoring.caveat(split, chosen_on, submitted)
+    system = {"chosen_on": chosen_on, "epochs_chosen_on": epochs_chosen_on, "submitted": submitted}
+    found = scoring.caveat(split, system)
     assert found == (f"Biased upwards: {expected} chosen on these images." if expected else "")
+
+
+@pytest.mark.parametrize(
+    ("layout", "split", "expected"),
+    [("ISIC 2017 challenge", "official", "val"), ("ISIC 2017 challenge", "2018", None), ("HAM10000", "official", None)],
+)
+def test_epochs_of_pretrained_networks_were_chosen_on_one_validation_split_only(
+    layout: str, split: str, expected: str | None, partly: Path
+) -> None:
+    settings = {"sources": [{"layout": layout}], "split": split}
+    step1 = Store(partly / "data", contract.PREPROCESSING, settings)
+    step1.save("ids", np.array(reader(partly).load("ids", split="train")), split="train")
+    classifier = Store(partly / "data", contract.CLASSIFIER, {})
+    for name in (contract.PRETRAINED, "b"):
+        classifier.save_json("classifier_settings", {}, backbone=name)
+        classifier.save("probabilities", np.eye(5, 3, dtype=np.float32), split="train", backbone=name)
+    images = scoring.load_images(reader(partly))
+    assert scoring.load_classifier(reader(partly), images, contract.PRETRAINED).epochs_chosen_on == expected
+    assert scoring.load_classifier(reader(partly), images, "b").epochs_chosen_on == "val"
 
 
 def test_test_is_reported_before_validation_and_cross_validation() -> None:

@@ -201,6 +201,7 @@ def test_images_seen_in_training_are_left_out_of_the_metrics_of_all_systems(
     truth = reader(own).load("labels", split="val")[kept] == MELANOMA
     score = probabilities(own, OTHER, "val")[kept][:, MELANOMA]
     assert metrics["systems"][OTHER]["splits"]["val"]["metrics"]["melanoma auc"] == classification.auc(truth, score)
+    truth, score = reader(own).load("labels", split="val") == MELANOMA, probabilities(own, OTHER, "val")[:, MELANOMA]
     assert metrics["systems"][OTHER]["thresholds"]["melanoma"] == classification.operating_points(truth, score)
     assert metrics["systems"][MAIN]["splits"]["train"]["n"] == pipeline.COUNTS["train"]  # pretrained has none of train
     assert len(pd.read_csv(own / "graphics" / "predictions_test.csv")) == pipeline.COUNTS["test"]
