@@ -156,6 +156,7 @@ def main(arguments: argparse.Namespace) -> None:
     figures.remove(graphics, [*OUTPUTS, *others], keep=arguments.predictions)
     write_predictions(graphics, all_images, complete)
 
+    scoring.log_unlabelled(all_images, complete)
     images = scoring.to_evaluate(all_images, complete)
     left_out = scoring.count_seen(all_images, complete)
     for split, counts in left_out.items():

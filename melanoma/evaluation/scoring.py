@@ -80,7 +80,7 @@ def report_order(splits: Iterable[str]) -> list[str]:
 
 
 def load_images(store: Store) -> Images:
-    """All original images in the data folder, up to --limit; logs how many have no label though others have one."""
+    """All original images in the data folder, up to --limit."""
     unlimited = Store(store.data, store.script, {})  # submitted CSV files cover all images
     all_ids, rows, labels = {}, {}, {}
     for split in store.splits():
@@ -88,14 +88,8 @@ def load_images(store: Store) -> Images:
         all_ids[split] = unlimited.load("ids", split=split)[are_original(source)].tolist()
         rows[split] = np.flatnonzero(are_original(source[: store.rows(split)]))
         found = load_labels(store, split)[rows[split]]
-        unlabelled = found == UNLABELLED
-        if not unlabelled.all():
+        if (found != UNLABELLED).any():
             labels[split] = found
-            if unlabelled.any():
-                log.info(
-                    "%s: %d of %d images are predicted, but not evaluated: no label",
-                    *(split, unlabelled.sum(), len(found)),
-                )
     return Images(all_ids, rows, labels)
 
 
@@ -206,6 +200,16 @@ def to_evaluate(images: Images, systems: Sequence[System]) -> Images:
                 labels[split] = images.labels[split][kept]
         rows[split] = all_rows[kept]
     return Images(images.all_ids, rows, labels)
+
+
+def log_unlabelled(images: Images, systems: Sequence[System]) -> None:
+    """Logs how many predicted images have no label although others of their split have one."""
+    for split, labels in images.labels.items():
+        unlabelled = int((labels == UNLABELLED).sum())
+        if unlabelled and any(split in system.probabilities for system in systems):
+            log.info(
+                "%s: %d of %d images are predicted, but not evaluated: no label", *(split, unlabelled, len(labels))
+            )
 
 
 def seen_ids(split: str, systems: Sequence[System]) -> list[str]:

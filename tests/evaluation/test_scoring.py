@@ -143,8 +143,11 @@ def test_images_without_label_are_not_evaluated_but_listed(partly: Path, caplog:
     evaluated = scoring.to_evaluate(images, [])
     assert evaluated.ids == {"train": ["train0", "train2", "train3"]}
     assert evaluated.labels["train"].tolist() == [0, 1, 2]
-    assert "train: 1 of 4 images are predicted, but not evaluated: no label" in caplog.text
     system = scoring.load_classifier(reader(partly), images, "a")
+    scoring.log_unlabelled(images, [scoring.System("b", {})])
+    assert not caplog.messages
+    scoring.log_unlabelled(images, [system])
+    assert caplog.messages == ["train: 1 of 4 images are predicted, but not evaluated: no label"]
     assert np.array_equal(system.probabilities["train"], np.eye(4, 3))
     assert np.array_equal(system.of_images(images, evaluated).probabilities["train"], np.eye(4, 3)[[0, 2, 3]])
 

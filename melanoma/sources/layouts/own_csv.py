@@ -133,7 +133,7 @@ def _listing(folder: Path) -> dict[str, str]:
 def _unlisted(table: Path, entries: list[Entry]) -> list[str]:
     """A line about images in the same folders that the table does not list."""
     listed = {path for entry in entries for path in (entry.pair.image, entry.pair.mask) if path}
-    folders = {path.parent for path in listed if path.parent.is_dir()}
+    folders = {entry.pair.image.parent for entry in entries if entry.pair.image.is_file()}
     others = [
         path
         for folder in folders
