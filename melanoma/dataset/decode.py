@@ -55,6 +55,7 @@ MIN_SIDE, MAX_ASPECT = 64, 4
 SMALL = f"image below {MIN_SIDE} pixels"
 ELONGATED = f"image longer than {MAX_ASPECT}:1"
 ONE_COLOUR = "image of one colour"
+TWO_COLOURS = "image of two colours, as a mask has"
 COLOUR_RANGE = 2  # grey values; JPEG changes a single colour by this much at most
 
 catching_warnings = threading.Lock()  # threads of a Dask worker share Python's list of warning filters
@@ -308,6 +309,7 @@ def read_pair(image_path: Path, mask_path: Path | None, size: int) -> Decoded:
         reduced = profile.to_srgb.apply(reduced)
     array, thumbnail = resize(reduced, size), resize(reduced.convert("L"), THUMBNAIL)
     found = image_doubts(array, thumbnail, file_size) + ([] if lesion is None else masks.doubts(array, lesion))
+    found += [TWO_COLOURS] * (len(decoded.getcolors(2) or ()) == 2)
     return Decoded(array, lesion, thumbnail, file_size, tuple(notes + mask_notes), tuple(found))
 
 

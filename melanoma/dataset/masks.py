@@ -5,6 +5,7 @@ A mask has two values, whatever they are: the brighter one is the lesion. One of
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 from melanoma.errors import InputError
 
@@ -36,6 +37,7 @@ MIN_CONTRAST = 0.48  # Mahalanobis distance between the rings' colours; that of 
 NOISE_VARIANCE = 4  # grey values squared; added to each channel's variance, so that even colours can be compared
 MIN_PIXELS = 4  # of a ring
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 DISC = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * RING + 1, 2 * RING + 1))
 
 
@@ -60,6 +62,24 @@ def has_two_values(mask: Image.Image) -> bool:
     return sum(count > 0 for count in mask.histogram()) == 2
 
 
+def two_colours(mask: Image.Image) -> Image.Image | None:
+    """A decoded mask of two colours, not just black and white, as 0 and 255, the brighter one; None for other masks.
+
+    Equal grey values, such as those of black and of a very dark blue, are told apart.
+    """
+    found: list[Any] = [] if mask.mode not in ("P", "RGB") else mask.getcolors(2) or []
+    if len(found) != 2 or {value for _, value in found} == {BLACK, WHITE}:
+        return None
+    palette = mask.getpalette() or []
+
+    def brightness(value: Any) -> tuple[float, Any]:
+        return float(np.dot(LUMA, palette[3 * value : 3 * value + 3] if mask.mode == "P" else value)), value
+
+    brighter = max((value for _, value in found), key=brightness)
+    same = np.asarray(mask) == np.asarray(brighter)
+    return Image.fromarray((same.all(axis=-1) if mask.mode == "RGB" else same) * np.uint8(255))
+
+
 def grey_values(mask: Image.Image) -> tuple[Image.Image, list[str]]:
     """Grey values of a decoded mask, or its alpha channel if only that has two values.
 
@@ -70,7 +90,8 @@ def grey_values(mask: Image.Image) -> tuple[Image.Image, list[str]]:
         The mask, mode "L"; and notes.
     """
     if not mask.has_transparency_data:
-        return mask.convert("L"), []
+        separated = two_colours(mask)
+        return (separated, [OTHER_VALUES]) if separated else (mask.convert("L"), [])
     channels = mask.convert("RGBA")
     alpha, grey = channels.getchannel("A"), channels.convert("RGB").convert("L")
     if not has_two_values(grey) and has_two_values(alpha):

@@ -5,11 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from melanoma.errors import InputError, list_first
+from melanoma.log import log
 from melanoma.sources import csv_table
 
 import numpy as np
 import pandas as pd
 
+POSSIBLE_AGES = (0, 120)  # years
 AGES = (40, 60)  # years, where the second and third band start
 AGE_BANDS = ("below 40 years", "40 to 59 years", "60 years and more")
 ID, AGE = "image_id", "age_approximate"
@@ -35,7 +37,13 @@ def read_metadata(paths: Sequence[Path], ids: Mapping[str, Sequence[str]]) -> pd
     if repeated := metadata.loc[metadata["key"].duplicated(), "key"].tolist():
         raise InputError(f"--metadata: the files differ in age or sex of: {list_first(repeated)}")
     known = {name.casefold(): name for members in ids.values() for name in members}
+    listed = len(metadata)
     metadata = metadata[metadata["key"].isin(known)]
+    if len(metadata) not in (0, len(known)) or listed > len(metadata):
+        log.info(
+            "--metadata: %d of %d images are listed; %d other lines are ignored",
+            *(len(metadata), len(known), listed - len(metadata)),
+        )
     if metadata.empty:
         raise InputError("--metadata has no id of these images: the file must belong to the images of step 1")
     return metadata.set_index(metadata["key"].map(known)).drop(columns="key")
@@ -46,12 +54,17 @@ def _read_file(path: Path) -> pd.DataFrame:
     table = csv_table.select(csv_table.read(path), COLUMNS)
     table = csv_table.drop_equal_rows(table, ID)
     ages, sexes = csv_table.numbers(table, AGE), table.columns["sex"].str.casefold()
-    unknown = int((ages.isna() & (table.columns[AGE] != "")).sum())
-    if unknown:
-        table = replace(table, assumptions=(*table.assumptions, f"unreadable ages taken as unknown: {unknown}"))
+    ages, sexes = ages.where(ages.between(*POSSIBLE_AGES)), sexes.replace({"f": "female", "m": "male"})
+    for what, unknown in (
+        ("ages", ages.isna() & (table.columns[AGE] != "")),
+        ("sexes", ~sexes.isin(["female", "male", "", "unknown"])),
+    ):
+        if unknown.any():
+            note = f"unreadable {what} taken as unknown: {unknown.sum()}"
+            table = replace(table, assumptions=(*table.assumptions, note))
     csv_table.log_assumptions(table)
     key = csv_table.ids(table, ID).str.casefold()
-    return pd.DataFrame({"key": key, AGE: ages, "sex": sexes.replace({"f": "female", "m": "male"})})
+    return pd.DataFrame({"key": key, AGE: ages, "sex": sexes})
 
 
 def subgroups(metadata: pd.DataFrame, ids: Sequence[str]) -> dict[str, np.ndarray]:

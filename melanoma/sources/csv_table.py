@@ -88,6 +88,11 @@ def read(path: Path, header: bool | None = None) -> Table:
     return Table(path, columns, tuple(note for note, true in assumptions.items() if true), header)
 
 
+def read_text(path: Path) -> str:
+    """A file's text, in the encodings of `read`; errors as there."""
+    return _decode(path, _content(path))[0]
+
+
 def header(path: Path) -> set[str]:
     """The cells of the first line, in lower case, of a file that may be a table; none if it cannot be read as one."""
     try:

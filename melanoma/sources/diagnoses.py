@@ -15,6 +15,9 @@ CLASS_OF = {
     **dict.fromkeys(("benign keratosis", "pigmented benign keratosis", "benign keratosis-like lesions"), KERATOSIS),
 }
 
+GENERAL = {"benign": False, "malignant": True}  # whether they may be melanoma
+NO_DIAGNOSIS = {"", "nan", "none", "null", "n/a", "na", "unknown"}  # cells that say that there is none
+
 BKL = (
     "is seborrheic keratosis, solar lentigo and lichen planus-like keratosis together; all of it counts as seborrheic "
     "keratosis"
@@ -32,6 +35,16 @@ BROADER = {  # diagnoses that contain more than their class
 def normalise(diagnosis: str) -> str:
     """A diagnosis in lower case, with single spaces in place of blanks and underscores."""
     return " ".join(diagnosis.replace("_", " ").casefold().split())
+
+
+def agree(first: str, second: str) -> str | None:
+    """The more specific of two diagnoses of one image; None if they contradict each other."""
+    one, other = sorted((first, second), key=lambda word: normalise(word) in GENERAL)
+    if normalise(one) == normalise(other):
+        return one
+    malignant = GENERAL.get(normalise(other))
+    fits = malignant is not None and malignant == (class_of(one) == MELANOMA)
+    return one if fits else None
 
 
 def class_of(diagnosis: str) -> int | None:

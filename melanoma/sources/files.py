@@ -2,6 +2,7 @@
 
 import os
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,14 +13,19 @@ from melanoma.errors import InputError
 from melanoma.sources import csv_table
 from melanoma.sources.records import IMAGE_SUFFIXES, LeftOut
 
-UNREAD_SUFFIXES = {".gif", ".heic", ".heif", ".avif", ".dcm", ".jp2", ".j2k", ".psd", ".cr2", ".nef", ".dng", ".svg"}
+UNREAD_SUFFIXES = {
+    *(".gif", ".heic", ".heif", ".avif", ".dcm", ".jp2", ".j2k", ".psd", ".cr2", ".nef", ".dng", ".svg"),
+    *(".ppm", ".pgm", ".pbm", ".tga", ".ico"),
+}
 TABLE_SUFFIXES = {".csv", ".tsv", ".tab", ".txt", ""}
+OTHER_TABLE_SUFFIXES = {".xlsx", ".xls", ".ods", ".json"}  # that are not read
+NO_TABLE = re.compile(r"licen[cs]e|attribution|readme|synthetic|manifest|notice")  # in the name of a text
 # First bytes of images whose names have no usual suffix: JPEG, PNG, TIFF, BMP, WebP.
 SIGNATURE = re.compile(rb"\xff\xd8\xff|\x89PNG\r\n|II\*\0|MM\0\*|BM....\0\0|RIFF....WEBP", re.DOTALL)
 SIGNATURE_BYTES = 12
 
 # A mask has the name of its image with one of these endings, or the name itself in a folder of masks.
-MASK_ENDING = re.compile(r"_(segmentation|mask|seg|lesion)$")
+MASK_ENDING = re.compile(r"[-_ ](segmentation|mask|seg|gt|groundtruth|binary|lesion)(?:[-_ ]?v?\d)?$")
 MASK_FOLDER = re.compile(r"(?<![a-z])masks?(?![a-z])|segmentation|ground[ _-]?truth|^imd\d+_lesion$")
 IMAGE_FOLDER = re.compile(r"(?<![a-z])(images?|photos?|pictures?|jpe?g|input|data)(?![a-z])")
 # Files of the challenges and of PH2 that look like images or masks, by the end of their names.
@@ -31,6 +37,8 @@ NO_IMAGES = {
 HIDDEN_FOLDERS = {"__macosx"}
 SPLIT_WORD = re.compile(r"(?<![a-z])(train|val|test)(?:ing|id|idation)?(?![a-z])")
 
+TWIN = "same name and content as another file"
+ORPHAN = "mask without an image"
 NOT_IN_LAYOUT = "not in a folder of this layout"
 NOT_USED = "not used"  # in place of a split: the file belongs to no part of the layout
 
@@ -57,6 +65,7 @@ class Files:
         table_paths: files that may be tables.
         skipped: number of files that are neither, by what they are.
         unread: image files whose format is not read.
+        other_tables: tables whose format is not read.
     """
 
     root: Path
@@ -64,6 +73,7 @@ class Files:
     table_paths: list[Path] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
     unread: list[Path] = field(default_factory=list)
+    other_tables: list[Path] = field(default_factory=list)
 
     def relative(self, path: Path) -> Path:
         """Path relative to the folder."""
@@ -93,10 +103,20 @@ class Files:
                 raise InputError(f"{table.path}: no lines below the header")
         return tables
 
+    @cached_property
+    def folders(self) -> set[str]:
+        """Names of the folders above any image."""
+        return {folder for path in self.images for folder in self.relative(path).parent.parts}
+
     def named(self, pattern: re.Pattern[str]) -> bool:
         """Whether a folder above any image matches a pattern, in lower case."""
-        folders = {folder for path in self.images for folder in self.relative(path).parent.parts}
-        return any(pattern.fullmatch(folder.lower()) for folder in folders)
+        return any(pattern.fullmatch(folder.lower()) for folder in self.folders)
+
+    def unused_tables(self, used: Sequence[Path]) -> list[Path]:
+        """Files that may be tables and are not among the used ones."""
+        candidates = [path for path in self.table_paths if path.suffix] + self.other_tables
+        names = [path for path in candidates if not NO_TABLE.search(path.name.lower())]
+        return [self.relative(path) for path in names if path not in used]
 
 
 def scan(root: Path, outputs: Sequence[Path] = ()) -> Files:
@@ -160,8 +180,8 @@ def _begins_as_image(path: Path) -> bool:
 
 
 def key(name: str) -> str:
-    """What is compared of two ids: letters' case does not matter."""
-    return name.casefold()
+    """What is compared of two ids: neither letters' case nor the way of writing an accent matters."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def split_by_folder(relative: Path) -> str | None:
@@ -203,11 +223,13 @@ def pair(files: Files, split_of: SplitOf) -> tuple[list[Pair], list[LeftOut]]:
         first = used[of_mask].setdefault((split, key(name)), path)
         if first != path:
             _refuse_twins(first, path)
-            left_out.append(LeftOut(str(relative[path]), f"identical to {relative[first]}"))
+            left_out.append(LeftOut(f"{relative[path]} = {relative[first]}", TWIN))
+    masks_by_id = used[True]
     pairs = [
-        Pair(path.stem, split, path, used[True].pop((split, name), None)) for (split, name), path in used[False].items()
+        Pair(path.stem, split, path, masks_by_id.pop((split, name), None) or masks_by_id.pop((None, name), None))
+        for (split, name), path in used[False].items()
     ]
-    left_out += [LeftOut(str(relative[path]), "mask without an image") for path in used[True].values()]
+    left_out += [LeftOut(str(relative[path]), ORPHAN) for path in masks_by_id.values()]
     return sorted(pairs, key=lambda one: (one.split or "", one.id)), left_out
 
 
@@ -239,7 +261,10 @@ def _is_below_masks(relative: Path) -> bool:
 def _refuse_twins(first: Path, second: Path) -> None:
     """Accepts a file of the same name and content in another folder only."""
     if first.name != second.name or first.read_bytes() != second.read_bytes():
-        raise InputError(f"two files have the same id: {first} and {second}; remove or rename one of them")
+        raise InputError(
+            f"two files have the same id: {first} and {second}; remove or rename one, or put a mask into a folder "
+            "named masks"
+        )
 
 
 def unused_folders(left_out: Sequence[LeftOut]) -> dict[str, int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from melanoma.classes import NEVUS
 from melanoma.errors import InputError, list_first
 from melanoma.sources import csv_table, diagnoses
-from melanoma.sources.files import Files, key, scan, unused_folders
+from melanoma.sources.files import ORPHAN, Files, key, scan, unused_folders
 from melanoma.sources.layouts import (
     challenge_2016,
     challenge_2017,
@@ -73,6 +73,15 @@ def read(path: Path, layout: str | None = None, keep_others: bool = False, outpu
     for folder, count in unused_folders(left_out).items():
         lines = warnings if LOOK_ALIKE.search(folder.lower()) else remarks
         lines.append(f"folder not used: {folder} ({count} images)")
+    if orphans := sum(one.reason == ORPHAN for one in left_out):
+        warnings.append(f"{orphans} masks belong to no image")
+    if tables := files.unused_tables(reading.tables):
+        unlabelled = any(all(record.label is None for record in records) for records in splits.values())
+        named = list_first([str(table) for table in tables])
+        if unlabelled:
+            warnings.append(f"there are images without labels, and tables that are not used: {named}")
+        else:
+            remarks.append(f"tables not used: {named}")
     return Source(
         path,
         chosen.title,
@@ -100,7 +109,7 @@ def _recognise(files: Files) -> Layout:
 def _classify(entries: Sequence[Entry], keep_others: bool) -> tuple[Splits, dict[Record, str], list[LeftOut]]:
     """Records by split, problems of some, and the images whose diagnosis has no class."""
     splits: Splits = defaultdict(list)
-    problems, left_out = {}, []
+    problems, left_out, used = {}, [], set[str]()
     for entry in entries:
         one, diagnosis = entry.pair, entry.annotation.diagnosis
         label = diagnoses.class_of(diagnosis) if diagnosis else None
@@ -109,7 +118,9 @@ def _classify(entries: Sequence[Entry], keep_others: bool) -> tuple[Splits, dict
                 left_out.append(LeftOut(one.id, f"{NO_CLASS}: {diagnosis}"))
                 continue
             label = NEVUS
-        record = Record(one.id, one.image, one.mask, label, entry.annotation.group)
+        name = f"{one.split}_{one.id}" if key(one.id) in used else one.id  # the id of another split's image, too
+        used.add(key(name))
+        record = Record(name, one.image, one.mask, label, entry.annotation.group)
         splits[one.split].append(record)
         if entry.problem:
             problems[record] = entry.problem

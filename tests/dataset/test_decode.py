@@ -378,10 +378,10 @@ def test_image_of_one_colour_is_doubted(name: str, colour: tuple[int, ...], tmp_
     assert decode.read_pair(path, None, 32).doubts == (decode.ONE_COLOUR,)
 
 
-def test_image_of_two_colours_of_one_brightness_is_not_doubted(tmp_path: Path) -> None:
+def test_image_of_two_colours_of_one_brightness_is_not_of_one_colour(tmp_path: Path) -> None:
     colours = np.zeros((80, 80, 3), np.uint8)
     colours[:40], colours[40:] = (100, 0, 0), (0, 51, 0)
-    assert decode.read_pair(write(tmp_path / "a.png", colours), None, 32).doubts == ()
+    assert decode.read_pair(write(tmp_path / "a.png", colours), None, 32).doubts == (decode.TWO_COLOURS,)
 
 
 # -------------------------------------------------------------------------------------------------------- damaged files

@@ -16,7 +16,9 @@ LESION[20:41, 30:60] = True
 
 def read(folder: Path, mask: Image.Image, name: str = "mask.png", **options: Any) -> decode.Decoded:
     """Reads a mask of the size of LESION with an image."""
-    Image.fromarray(np.where(LESION, 90, 200).astype(np.uint8)).convert("RGB").save(folder / "image.png")
+    image = Image.fromarray(np.where(LESION, 90, 200).astype(np.uint8)).convert("RGB")
+    image.putpixel((0, 0), (201, 200, 200))  # a third colour: no image has two only
+    image.save(folder / "image.png")
     mask.save(folder / name, **options)
     return decode.read_pair(folder / "image.png", folder / name, 32)
 
@@ -51,6 +53,18 @@ def expected(tmp_path: Path) -> np.ndarray:
     return mask
 
 
+def dark_palette() -> Image.Image:
+    mask = grey(1, 0)  # colours that have the same grey value
+    mask.putpalette([0, 0, 0, 0, 0, 1])
+    return mask
+
+
+def equal_palette() -> Image.Image:
+    mask = grey(1, 0)
+    mask.putpalette([0, 0, 0, 0, 0, 0])
+    return mask
+
+
 STANDARD = {
     "8 bits": grey(255, 0),
     "1 bit": one_bit(),
@@ -64,6 +78,9 @@ UNUSUAL = {
     "200 and 90": grey(200, 90),
     "128 and 127": grey(128, 127),
     "palette": palette(),
+    "palette of dark colours": dark_palette(),
+    "palette of equal colours": equal_palette(),
+    "dark blue on black": coloured((0, 0, 1), (0, 0, 0)),
     "red on black": coloured((255, 0, 0), (0, 0, 0)),
     "yellow on blue": coloured((255, 255, 0), (0, 0, 255)),
     "16 bits, 1 and 0": grey(1, 0, np.uint16),
@@ -203,3 +220,10 @@ def test_mask_too_small_to_compare_is_not_doubted() -> None:
 def test_doubt_about_a_mask_is_part_of_what_is_decoded(tmp_path: Path) -> None:
     assert read(tmp_path, grey(0, 255)).doubts == (decode.SMALL, masks.INVERTED)
     assert read(tmp_path, Image.new("L", (80, 60))).doubts == (decode.SMALL, masks.EMPTY)
+
+
+@pytest.mark.parametrize("mask", [grey(255, 0), coloured((255, 0, 0), (0, 0, 0)), palette()])
+def test_mask_in_place_of_an_image_is_doubted(mask: Image.Image, tmp_path: Path) -> None:
+    mask.save(tmp_path / "image.png")
+    assert decode.TWO_COLOURS in decode.read_pair(tmp_path / "image.png", None, 32).doubts
+    assert decode.TWO_COLOURS not in read(tmp_path, grey(255, 0)).doubts

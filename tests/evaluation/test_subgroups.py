@@ -69,9 +69,12 @@ def test_usual_column_names_and_spellings_are_read(header: str, tmp_path: Path) 
 def test_ages_that_are_no_number_are_counted_in_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", "melanoma")
     path = tmp_path / "metadata.csv"
-    path.write_text("image;age;sex\nISIC_1;old;male\nISIC_2;;male\n")
-    subgroups.read_metadata([path], {"val": ["ISIC_1"]})
-    assert caplog.messages == [f"{path}: read with delimiter ;, unreadable ages taken as unknown: 1"]
+    path.write_text("image;age;sex\nISIC_1;old;male\nISIC_2;;male\nISIC_3;555;W\nISIC_4;-1;\n")
+    subgroups.read_metadata([path], {"val": ["ISIC_1", "ISIC_5"]})
+    assert caplog.messages == [
+        f"{path}: read with delimiter ;, unreadable ages taken as unknown: 3, unreadable sexes taken as unknown: 1",
+        "--metadata: 1 of 2 images are listed; 3 other lines are ignored",
+    ]
 
 
 def test_files_may_repeat_an_image_but_not_differ(tmp_path: Path) -> None:

@@ -233,6 +233,7 @@ def test_columns_and_images_that_are_not_used_are_counted(tmp_path: Path) -> Non
     assert reader.read(path).remarks == [
         "my.csv: columns not used: age",
         "1 images in the same folders are not listed in my.csv",
+        "labels are 0 benign nevus, 1 melanoma, 2 seborrheic keratosis",
     ]
 
 
@@ -291,7 +292,8 @@ def test_equal_file_in_another_folder_is_counted(tmp_path: Path) -> None:
         (tmp_path / "ham10000_images_part_1" / path.name).write_bytes(path.read_bytes())
     source = reader.read(tmp_path)
     assert len(source.records) == 5
-    assert sum(reason.startswith("identical to HAM10000_images_part_1") for reason in reasons(source)) == 3
+    twins = [one.name for one in source.left_out if one.reason == "same name and content as another file"]
+    assert len(twins) == 3 and all("= HAM10000_images_part_1" in name for name in twins)
 
 
 def test_two_masks_of_one_image_stop_with_both_names(tmp_path: Path) -> None:
@@ -317,7 +319,9 @@ def test_name_that_is_not_utf8_is_refused_plainly(tmp_path: Path) -> None:
     str(error.value).encode()
 
 
-@pytest.mark.parametrize("ending", ["_Segmentation", "_lesion", "_mask", "_SEG"])
+@pytest.mark.parametrize(
+    "ending", ["_Segmentation", "_lesion", "_mask", "_SEG", "-mask", " mask", "_gt", "_Mask1", "_seg_v2", "_binary"]
+)
 def test_usual_endings_of_masks_are_found(ending: str, tmp_path: Path) -> None:
     image(tmp_path / "images" / "mole.jpg")
     mask(tmp_path / "images" / f"mole{ending}.png")
@@ -370,10 +374,99 @@ def test_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest
         reader.read(tmp_path)
 
 
-def test_mask_without_an_image_is_listed(tmp_path: Path) -> None:
+def test_mask_without_an_image_is_listed_with_a_warning(tmp_path: Path) -> None:
     toy_sources.image_folder(tmp_path)
     mask(tmp_path / "masks" / "z.png")
-    assert reasons(reader.read(tmp_path)) == ["mask without an image"]
+    source = reader.read(tmp_path)
+    assert (reasons(source), source.warnings) == (["mask without an image"], ["1 masks belong to no image"])
+
+
+def test_mask_in_a_folder_without_a_split_belongs_to_the_image_of_its_id(tmp_path: Path) -> None:
+    toy_sources.isic2018(tmp_path)
+    mask(tmp_path / "HAM_masks" / "ISIC_0024307_segmentation.png")
+    train = reader.read(tmp_path).splits["train"]
+    assert [record.id for record in train if record.mask] == ["ISIC_0024307"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("labels.txt", "a mel"),
+        ("labels.csv", "name,what\na,mel\n"),
+        ("labels.xlsx", "x"),
+        ("noheader.csv", "left/a.tif,mel\n"),
+        ("labels.json", "{}"),
+    ],
+)
+def test_table_beside_unlabelled_images_that_is_not_used_is_a_warning(name: str, content: str, tmp_path: Path) -> None:
+    toy_sources.image_folder(tmp_path)
+    text(tmp_path / name, [content])
+    text(tmp_path / "ATTRIBUTION.txt", ["x"])
+    warning = f"there are images without labels, and tables that are not used: {name}"
+    assert reader.read(tmp_path).warnings == [warning]
+
+
+def test_folders_named_after_diagnoses_give_labels_and_splits(tmp_path: Path) -> None:
+    names = ("train/melanoma", "train/nevus", "train/seborrheic keratosis", "train/basal cell carcinoma", "Test/nevus")
+    for number, name in enumerate(names):
+        image(tmp_path / name / f"{number}.jpg", number)
+    source = reader.read(tmp_path)
+    assert labels(source) == {"train": [M, N, K], "test": [N]}
+    assert reasons(source) == ["no class: basal cell carcinoma"]
+    assert source.remarks == ["the names of the folders are the diagnoses"]
+
+
+def test_id_of_two_splits_is_made_unique(tmp_path: Path) -> None:
+    for number, split in enumerate(("train", "test")):
+        image(tmp_path / split / "melanoma" / "1.jpg", number)
+        image(tmp_path / split / "nevus" / "2.jpg", 5 + number)
+    assert [record.id for record in reader.read(tmp_path).records] == ["1", "2", "train_1", "train_2"]
+
+
+@pytest.mark.parametrize(("diagnosis", "target"), [("nevus", 1), ("melanoma", 0), ("seborrheic keratosis", 1)])
+def test_target_that_contradicts_the_diagnosis_is_refused(diagnosis: str, target: int, tmp_path: Path) -> None:
+    table = toy_sources.isic2020(tmp_path) / "train.csv"
+    rows = table.read_text().splitlines()
+    rows[2] = f"ISIC_0015719,IP_1,female,45,x,{diagnosis},x,{target}"
+    text(table, rows)
+    with pytest.raises(InputError, match=f"line 3: the diagnosis is {diagnosis}, but the target says"):
+        reader.read(tmp_path)
+
+
+def test_second_table_that_only_knows_the_target_does_not_contradict_the_first(tmp_path: Path) -> None:
+    toy_sources.isic2020(tmp_path)
+    text(tmp_path / "v2.csv", ["image_name,patient_id,target", "ISIC_0052212,IP_2842074,0", "ISIC_0015719,IP_1,1"])
+    assert labels(reader.read(tmp_path)) == EXPECTED["isic2020"][1]
+
+
+@pytest.mark.parametrize("label", ["3", "7"])
+def test_number_that_is_no_class_is_refused(label: str, tmp_path: Path) -> None:
+    path = toy_sources.own_csv(tmp_path)
+    path.write_text(path.read_text().replace("SK", label))
+    with pytest.raises(InputError, match=f"line 3: label {label}; numbers are 0 benign nevus, 1 melanoma"):
+        reader.read(path)
+
+
+@pytest.mark.parametrize("word", ["NaN", "unknown", "None"])
+def test_word_for_no_diagnosis_is_no_label(word: str, tmp_path: Path) -> None:
+    path = toy_sources.own_csv(tmp_path)
+    path.write_text(path.read_text().replace("SK", word))
+    assert labels(reader.read(path))["train"] == [M, None]
+
+
+def test_accents_may_be_written_in_two_ways(tmp_path: Path) -> None:
+    image(tmp_path / "me\u0301lanome.jpg")
+    text(tmp_path / "my.csv", ["image,label", "m\u00e9lanome.jpg,melanoma"])
+    assert not reader.read(tmp_path).problems
+
+
+def test_ph2_table_in_another_encoding_is_read_and_an_empty_one_refused(tmp_path: Path) -> None:
+    table = toy_sources.ph2(tmp_path) / "PH2Dataset" / "PH2_dataset.txt"
+    table.write_text(table.read_text(), encoding="utf-16")
+    assert labels(reader.read(tmp_path)) == EXPECTED["ph2"][1]
+    table.write_text("Legends")
+    with pytest.raises(InputError, match="no line with a name and a clinical diagnosis"):
+        reader.read(tmp_path)
 
 
 def test_image_that_is_called_like_a_mask_is_kept(tmp_path: Path) -> None:

@@ -56,18 +56,24 @@ def label_file(source: Path, split: str) -> Path:
     return source / LABEL_FILE.format(NAMES[split])
 
 
+def normalise(name: str) -> str:
+    """A name in lower case with hyphens, so that case and separators do not matter."""
+    return re.sub(r"[-_ ]+", "-", name.lower())
+
+
 def split_of(relative: Path) -> str | None:
-    """Split of a file in one of the challenge's folders, whatever the letters' case."""
-    for folder in relative.parent.parts:
+    """Split of a file in one of the challenge's folders."""
+    for folder in map(normalise, relative.parent.parts):
         for split, name in NAMES.items():
-            if folder.lower() in (IMAGE_FOLDER.format(name).lower(), MASK_FOLDER.format(name).lower()):
+            if folder in (normalise(IMAGE_FOLDER.format(name)), normalise(MASK_FOLDER.format(name))):
                 return split
     return NOT_USED
 
 
 def recognise(files: Files) -> bool:
     """Whether there is a folder of images."""
-    return any(files.named(re.compile(re.escape(IMAGE_FOLDER.format(name).lower()))) for name in NAMES.values())
+    folders = {normalise(IMAGE_FOLDER.format(name)) for name in NAMES.values()}
+    return any(normalise(folder) in folders for folder in files.folders)
 
 
 def read_labels(path: Path) -> dict[str, int]:
@@ -105,7 +111,7 @@ def read(files: Files) -> Reading:
     annotations: dict[str | None, Annotations] = {}
     for split, name in NAMES.items():
         for path in files.table_paths:
-            if path.name.lower() == LABEL_FILE.format(name).lower():
+            if normalise(path.name) == normalise(LABEL_FILE.format(name)):
                 table = _read_table(path)
                 labels = _labels(table)
                 diagnoses = [CLASSES[label] for label in labels.values()]

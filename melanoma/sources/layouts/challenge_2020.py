@@ -7,11 +7,11 @@ Source: Rotemberg et al. 2021, Scientific Data 8:34.
 
 from pathlib import Path
 
+from melanoma.errors import InputError
 from melanoma.sources import csv_table
+from melanoma.sources.diagnoses import NO_DIAGNOSIS, agree
 from melanoma.sources.files import Files, split_by_folder
 from melanoma.sources.layouts.layout import Annotations, Layout, Reading, column, indicated, read_annotated
-
-UNKNOWN = ("", "unknown")
 
 
 def recognise(files: Files) -> bool:
@@ -28,11 +28,17 @@ def diagnoses(table: csv_table.Table) -> list[str]:
     """The diagnosis of every row.
 
     Raises:
-        InputError: a target is not 0 or 1; names the line.
+        InputError: a target is not 0 or 1, or contradicts the diagnosis; names the line.
     """
     by_target = ["malignant" if target else "benign" for target in indicated(table, ["target"])]
+    found = []
     words = column(table, "diagnosis") or by_target
-    return [target if word.lower() in UNKNOWN else word for word, target in zip(words, by_target, strict=True)]
+    for line, word, general in zip(table.columns.index, words, by_target, strict=True):
+        agreed = general if word.lower() in NO_DIAGNOSIS else agree(word, general)
+        if agreed is None:
+            raise InputError(f"{table.path}, line {line}: the diagnosis is {word}, but the target says {general}")
+        found.append(agreed)
+    return found
 
 
 def read(files: Files) -> Reading:

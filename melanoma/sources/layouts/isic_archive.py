@@ -45,7 +45,8 @@ def read(files: Files) -> Reading:
         for entry in reading.entries
         if key(entry.pair.id) in other_types
     ]
-    return Reading(entries, [*reading.left_out, *others], reading.unused_rows)
+    remarks = [] if any(one.diagnosis for one in annotations.by_id.values()) else ["no diagnoses in the tables"]
+    return Reading(entries, [*reading.left_out, *others], reading.unused_rows, reading.tables, remarks)
 
 
 LAYOUT = Layout(

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from melanoma.errors import InputError
 from melanoma.sources import csv_table
-from melanoma.sources.diagnoses import normalise
+from melanoma.sources.diagnoses import agree
 from melanoma.sources.files import Files, Pair, SplitOf, key, pair
 from melanoma.sources.records import LeftOut
 
@@ -36,6 +37,7 @@ class Reading:
     entries: Sequence[Entry]
     left_out: Sequence[LeftOut] = ()
     unused_rows: Sequence[str] = ()  # ids in tables that have no image
+    tables: Sequence[Path] = ()  # that were read
     remarks: Sequence[str] = ()  # what should be known
 
 
@@ -91,12 +93,13 @@ class Annotations:
         unknown = [""] * len(ids)
         for name, diagnosis, group in zip(ids, diagnoses or unknown, groups or unknown, strict=True):
             known = self.by_id.get(key(name), Annotation())
-            if diagnosis and known.diagnosis and normalise(diagnosis) != normalise(known.diagnosis):
+            agreed = (
+                agree(diagnosis, known.diagnosis) if diagnosis and known.diagnosis else diagnosis or known.diagnosis
+            )
+            if agreed is None:
                 others = ", ".join(str(other.path) for other in self.tables[:-1])
-                raise InputError(
-                    f"{table.path}: {name} is {diagnosis}, but {known.diagnosis} in {others}; remove one table"
-                )
-            self.by_id[key(name)] = Annotation(diagnosis or known.diagnosis, group or known.group)
+                raise InputError(f"{table.path}: {name} is {diagnosis}, but {known.diagnosis} in {others}; remove one")
+            self.by_id[key(name)] = Annotation(agreed, group or known.group)
             self.names[key(name)] = name
 
 
@@ -159,4 +162,4 @@ def read_annotated(
     ids = {key(one.id) for one in pairs}
     tables = {id(one): one for one in by_split.values()}.values()
     unused = [one.names[name] for one in tables for name in one.by_id if name not in ids]
-    return Reading(entries, left_out, unused)
+    return Reading(entries, left_out, unused, [table.path for one in tables for table in one.tables])

@@ -9,8 +9,10 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
+from melanoma.classes import CLASSES
 from melanoma.errors import InputError
 from melanoma.sources import csv_table
+from melanoma.sources.diagnoses import NO_DIAGNOSIS, class_of
 from melanoma.sources.files import SPLIT_WORD, Files, Pair, key
 from melanoma.sources.layouts.layout import Annotation, Entry, Layout, Reading
 from melanoma.sources.records import IMAGE_SUFFIXES
@@ -24,6 +26,9 @@ COLUMNS = {  # names that are accepted, the documented one first
     "split": ("split",),
     "group": ("group",),
 }
+
+
+NUMBERS = ", ".join(f"{number} {name}" for number, name in enumerate(CLASSES))
 
 
 def recognise(files: Files) -> bool:
@@ -74,7 +79,8 @@ def read_table(table: csv_table.Table) -> Reading:
     if len({entry.pair.split is None for entry in entries}) > 1:
         line = columns.index[columns["split"] == ""][0]
         raise InputError(f"{table.path}, line {line}: no split, though other lines have one")
-    return Reading(entries, remarks=[*unused, *_unlisted(table.path, entries)])
+    remarks = [*unused, *_unlisted(table.path, entries), *_numbers(entries)]
+    return Reading(entries, tables=[table.path], remarks=remarks)
 
 
 def _columns(table: csv_table.Table) -> tuple[pd.DataFrame, list[str]]:
@@ -106,7 +112,10 @@ def _entry(table: Path, line: int, name: str, row: pd.Series) -> Entry:
     missing = [str(path) for path in (image, mask) if path and not path.is_file()]
     group = f"{table.absolute()}: {row['group']}" if row["group"] else None
     one = Pair(name, _split(table, line, row["split"]), image, mask)
-    return Entry(one, Annotation(row["label"], group), f"{missing[0]}: no such file" if missing else None)
+    label = "" if row["label"].casefold() in NO_DIAGNOSIS else row["label"]
+    if label.isdecimal() and class_of(label) is None:
+        raise InputError(f"{table}, line {line}: label {label}; numbers are {NUMBERS}")
+    return Entry(one, Annotation(label, group), f"{missing[0]}: no such file" if missing else None)
 
 
 def find(folder: Path, name: str) -> Path:
@@ -141,6 +150,11 @@ def _unlisted(table: Path, entries: list[Entry]) -> list[str]:
         if path.suffix.lower() in IMAGE_SUFFIXES and path not in listed
     ]
     return [f"{len(others)} images in the same folders are not listed in {table.name}"] * bool(others)
+
+
+def _numbers(entries: list[Entry]) -> list[str]:
+    """A line about the meaning of labels that are numbers."""
+    return [f"labels are {NUMBERS}"] * any(entry.annotation.diagnosis.isdecimal() for entry in entries)
 
 
 def _split(path: Path, line: int, word: str) -> str | None:

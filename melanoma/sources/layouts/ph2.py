@@ -9,6 +9,7 @@ Source: Mendonça et al. 2013, EMBC, pages 5437 to 5440.
 import re
 
 from melanoma.errors import InputError
+from melanoma.sources import csv_table
 from melanoma.sources.files import Files, key, no_split
 from melanoma.sources.layouts.layout import Annotation, Annotations, Layout, Reading, read_annotated
 
@@ -32,7 +33,7 @@ def read(files: Files) -> Reading:
     annotations = Annotations()
     tables = [path for path in files.table_paths if path.name.lower() == TABLE]
     for path in tables:
-        for number, line in enumerate(path.read_text(encoding="latin-1").splitlines(), start=1):
+        for number, line in enumerate(csv_table.read_text(path).splitlines(), start=1):
             cells = [cell.strip() for cell in line.split("||")]
             if len(cells) <= CLINICAL or not re.fullmatch(r"IMD\d+", cells[NAME], re.IGNORECASE):
                 continue  # headings and the legend
@@ -40,9 +41,11 @@ def read(files: Files) -> Reading:
                 raise InputError(f"{path}, line {number}: clinical diagnosis {cells[CLINICAL]!r}; expected 0, 1 or 2")
             annotations.by_id[key(cells[NAME])] = Annotation(DIAGNOSES[cells[CLINICAL]])
             annotations.names[key(cells[NAME])] = cells[NAME]
+    if tables and not annotations.by_id:
+        raise InputError(f"{tables[0]}: no line with a name and a clinical diagnosis between ||")
     reading = read_annotated(files, no_split, annotations, mask_expected=True)
     missing = [] if tables else ["PH2_dataset.txt is missing: no diagnoses (PH2_dataset.xlsx is not read)"]
-    return Reading(reading.entries, reading.left_out, reading.unused_rows, missing)
+    return Reading(reading.entries, reading.left_out, reading.unused_rows, tables, missing)
 
 
 LAYOUT = Layout(
