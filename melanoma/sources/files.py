@@ -153,10 +153,12 @@ def _sort_in(files: Files, path: Path) -> None:
         files.skipped["hidden files"] += 1
         return
     suffix = path.suffix.lower()
-    is_image = suffix in IMAGE_SUFFIXES or (
-        suffix not in UNREAD_SUFFIXES | TABLE_SUFFIXES - {""} and _begins_as_image(path)
-    )
-    if not is_image and suffix not in UNREAD_SUFFIXES | TABLE_SUFFIXES:
+    if suffix in OTHER_TABLE_SUFFIXES:
+        files.other_tables.append(path)
+        return
+    known = suffix in UNREAD_SUFFIXES | TABLE_SUFFIXES
+    is_image = suffix in IMAGE_SUFFIXES or ((not known or not suffix) and _begins_as_image(path))
+    if not is_image and not known:
         return
     try:
         str(files.relative(path)).encode()
