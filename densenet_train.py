@@ -13,7 +13,7 @@ Writes  data/arrays/{train,val}_{backbone}_features.npy     float32 (N, C), feat
         data/checkpoints/                                   states of interrupted training, until the script ends
         graphics/{backbone}_{head,full}{member}_curves.png  training curves of each phase
         graphics/{backbone}_{head,full}{member}_history.csv  their values
-With --pretrained, {backbone} in these names is `pretrained`: networks trained here keep their files.
+With --pretrained, {backbone} in these names is `pretrained`: the files of networks trained here are kept.
 
 Run     python densenet_train.py
 Try     python densenet_train.py --backbone mobilenet --weights none --epochs 1 --limit 30
@@ -124,7 +124,7 @@ def train(
 
 
 def load_pretrained(store: Store, roi: str) -> tuple[Ensemble, dict[str, Any]]:
-    """The classifiers in pretrained/, and their description with the ids of the images here that they were trained on.
+    """The classifiers in pretrained/, and their description with the ids of the images of `store` seen in training.
 
     Saves their weights under the name `pretrained`.
 

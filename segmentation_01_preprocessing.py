@@ -1,6 +1,6 @@
 """Step 1 of 5: converts images, masks and labels to arrays; adds augmented copies of melanoma and seborrheic keratosis.
 
-Reads   --source, a folder in a known layout or a CSV of your own; --extra, more of them, for train only
+Reads   --source, a folder in a known layout or your own CSV; --extra, more of them, for train only
 Writes  data/arrays/{train,val,test}_ids.npy      str (N,); an augmented copy has the id of its original
         data/arrays/{train,val,test}_source.npy   int64 (N,), row of the original
         data/arrays/{train,val,test}_groups.npy   int64 (N,), equal for images that stay in one fold
@@ -47,7 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--source", type=Path, default=Path("data"), help="folder of a known layout, or CSV of your own (docs/data.md)"
     )
-    parser.add_argument("--layout", choices=reader.LAYOUTS, help="layout of --source; default: recognised")
+    parser.add_argument("--layout", choices=reader.LAYOUTS, help="layout of --source; default: detected")
     parser.add_argument(
         "--extra",
         type=Path,
@@ -65,8 +65,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--split",
         choices=splits.DIVISIONS,
         default=splits.OFFICIAL,
-        help="official: the source's own splits, or if it has none, as divide; divide: 70 %% train, 10 %% validation, "
-        "20 %% test, of each class; 2018: all labelled images divided as in 2018; train, val, test: all images for it",
+        help="official: the source's own splits; if it has none, as divide, or without labels as test; divide: 70 %% "
+        "train, 10 %% validation, 20 %% test of each class; 2018: all labelled images divided as in 2018; train, val, "
+        "test: all images for this split",
     )
     parser.add_argument("--size", type=flags.positive_int, default=SIZE, help="side of the arrays in pixels")
     parser.add_argument(
@@ -92,7 +93,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def check(sources: list[Source], cache: Cache, workers: Workers, arguments: argparse.Namespace) -> checks.Report:
-    """Reads the images, divides them into splits and reports what they are; stops if something has to be repaired."""
+    """Reads the images, divides them into splits and reports the checks; stops if something has to be repaired."""
     division = splits.Division(arguments.split, arguments.limit, arguments.seed)
     images = division.images_to_read(sources)
     cache.read(images, workers)

@@ -39,7 +39,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_text(path: Path, content: str) -> None:
-    """Writes text as UTF-8, completely or not at all; what is not UTF-8 in a file name is escaped."""
+    """Writes text as UTF-8, completely or not at all; bytes of file names that are not UTF-8 are escaped."""
     with atomic_write(path) as stream:
         stream.write(content.encode(errors="backslashreplace"))
 

@@ -59,7 +59,7 @@ def supports_locks(folder: Path) -> bool:
 
 @functools.cache
 def warn_without_locks(folder: Path) -> None:
-    """Warns, once for each folder, that nothing keeps other runs out of it."""
+    """Warns, once for each folder, that it cannot be locked against other runs."""
     log.warning(
         "warning: %s: this drive does not support file locks: do not start two runs in one folder; a folder on a "
         "local drive is safer",

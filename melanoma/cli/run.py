@@ -74,7 +74,7 @@ def run(
             Processes of a distributed job that write nothing skip both.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be text
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names may contain bytes that are not UTF-8
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
     log.setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, terminate)

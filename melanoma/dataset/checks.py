@@ -181,7 +181,7 @@ class Report:
             yield f"warning: {warning}"
 
     def write(self, folder: Path) -> None:
-        """Writes rejects.csv, duplicates.csv and left_out.csv, with a header only if there is nothing to list."""
+        """Writes rejects.csv, duplicates.csv and left_out.csv; with nothing to list, only a header."""
         split_of = {record: split for split, records in self.splits.items() for record in records}
         rejects = [
             (record.id, split, self.problems[record]) for record, split in split_of.items() if record in self.problems

@@ -53,9 +53,9 @@ CONVERTED = {
 # Doubts about images.
 MIN_SIDE, MAX_ASPECT = 64, 4
 SMALL = f"image below {MIN_SIDE} pixels"
-ELONGATED = f"image longer than {MAX_ASPECT}:1"
+ELONGATED = f"image with an aspect ratio above {MAX_ASPECT}:1"
 ONE_COLOUR = "image of one colour"
-TWO_COLOURS = "image of two colours, as a mask has"
+TWO_COLOURS = "image of two colours, like a mask"
 COLOUR_RANGE = 2  # grey values; JPEG changes a single colour by this much at most
 
 catching_warnings = threading.Lock()  # threads of a Dask worker share Python's list of warning filters
@@ -149,7 +149,7 @@ def conversions(image: Image.Image) -> list[str]:
 
 @functools.lru_cache(maxsize=8)  # the images of a source have few different profiles
 def read_profile(content: bytes) -> Profile | None:
-    """Reads an ICC profile; None if it is broken or describes other than grey, RGB or CMYK values."""
+    """Reads an ICC profile; None if it is broken or is not of grey, RGB or CMYK values."""
     try:
         profile = ImageCms.getOpenProfile(io.BytesIO(content))
         mode = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}[profile.profile.xcolor_space.strip()]
@@ -202,7 +202,7 @@ def scale_to_8_bits(image: Image.Image) -> Image.Image:
     """
     values, white = np.asarray(image), white_value(image)
     low, high = values.min(), values.max()
-    if not 0 <= low <= high <= white:  # not a number is not in this range either
+    if not 0 <= low <= high <= white:  # NaN is not in this range either
         raise ValueError(f"its values range from {low:g} to {high:g}, not 0 to {white}; save it with 8 or 16 bits")
     return Image.fromarray((values * 255 if image.mode == "F" else values // 257).astype(np.uint8))
 

@@ -29,7 +29,7 @@ STEPS = 40  # int8 steps per local standard deviation in a descriptor
 NOISE = 2.0  # grey values: structure weaker than this counts as noise
 PATCH = 20  # pixels: side of a patch
 MAX_SHIFT = 6  # pixels a patch may shift in each direction
-MIN_DEVIATION = 1e-3  # of a patch; an even one matches nothing
+MIN_DEVIATION = 1e-3  # standard deviation of a patch; a uniform patch matches nothing
 STRIDE = 15  # pixels from one patch to the next
 BLOCK = 256  # descriptors compared with as many others at a time; limits the memory
 
@@ -126,7 +126,7 @@ def score(first: np.ndarray, second: np.ndarray) -> float:
         patch = one[top : top + PATCH, left : left + PATCH]
         rows, columns = (slice(start - MAX_SHIFT, start + PATCH + MAX_SHIFT) for start in (top, left))
         nearby = cv2.matchTemplate(other[rows, columns], patch, cv2.TM_CCOEFF_NORMED)
-        correlations.append(nearby.max() if patch.std() > MIN_DEVIATION else 0)  # OpenCV gives even patches 1
+        correlations.append(nearby.max() if patch.std() > MIN_DEVIATION else 0)  # OpenCV returns 1 if uniform
     return float(np.median(correlations))
 
 

@@ -1,6 +1,6 @@
 """Values of mask files, and whether a mask fits its image.
 
-A mask has two values, whatever they are: the brighter one is the lesion. One of more values is cut at THRESHOLD.
+A mask has two values, whatever they are: the brighter one is the lesion. Other masks are thresholded at THRESHOLD.
 """
 
 import contextlib
@@ -20,21 +20,21 @@ IS_GREY = [0] + [255] * 254 + [0]  # lookup table by grey value
 
 # Notes.
 GREY_VALUES = f"mask values between 0 and 255, thresholded at {THRESHOLD}"
-OTHER_VALUES = "mask of two other values than 0 and 255"
+OTHER_VALUES = "mask of two values other than 0 and 255"
 ALPHA_CHANNEL = "mask taken from the alpha channel"
 
 # Doubts.
 EMPTY = "mask empty"
 FULL = "mask covers the whole image"
 INVERTED = "mask may be inverted"
-FOREIGN = "mask may be of another image"
+FOREIGN = "mask may belong to another image"
 
 # A mask is compared with its image at REDUCED x REDUCED pixels, by the colours in two rings of RING pixels inside and
 # outside of its border. Rates of both rules: see `doubts`.
 REDUCED, RING = 32, 2
 FRAME_COVER = 0.5  # fraction of the image's frame; an inverted mask covers more, and its inner ring is brighter
 MIN_CONTRAST = 0.48  # Mahalanobis distance between the rings' colours; that of another image's mask may be smaller
-NOISE_VARIANCE = 4  # grey values squared; added to each channel's variance, so that even colours can be compared
+NOISE_VARIANCE = 4  # grey values squared; added to each channel's variance, so that uniform colours can be compared
 MIN_PIXELS = 4  # of a ring
 LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R 601
 BLACK, WHITE = (0, 0, 0), (255, 255, 255)
@@ -65,7 +65,7 @@ def has_two_values(mask: Image.Image) -> bool:
 def two_colours(mask: Image.Image) -> Image.Image | None:
     """A decoded mask of two colours, not just black and white, as 0 and 255, the brighter one; None for other masks.
 
-    Equal grey values, such as those of black and of a very dark blue, are told apart.
+    Equal grey values, such as those of black and of a very dark blue, are distinguished.
     """
     found: list[Any] = [] if mask.mode not in ("P", "RGB") else mask.getcolors(2) or []
     if len(found) != 2 or {value for _, value in found} == {BLACK, WHITE}:
@@ -155,9 +155,9 @@ def doubts(image: np.ndarray, lesion: np.ndarray) -> list[str]:
     """Why a mask may be wrong for its image; takes about 0.2 ms.
 
     An inverted mask covers more than FRAME_COVER of the image's frame, and is brighter inside of its border than
-    outside. A mask of another image often crosses even skin: the colours on both sides of its border differ by less
-    than MIN_CONTRAST. Fractions of masks that are doubted, measured on real pairs, on the same pairs with inverted
-    masks, and with masks of other images taken at random:
+    outside. The border of another image's mask often lies on uniform skin: the colours on both sides of it differ by
+    less than MIN_CONTRAST. Fractions of masks that are flagged, measured on real pairs, on the same pairs with
+    inverted masks, and with masks of other images taken at random:
 
     | pairs                              | real: INVERTED, FOREIGN | inverted: INVERTED | of another image: FOREIGN |
     |------------------------------------|-------------------------|--------------------|---------------------------|
@@ -166,7 +166,7 @@ def doubts(image: np.ndarray, lesion: np.ndarray) -> list[str]:
     | ISIC 2017 with the masks of 2018,  | 0.05 %, 0.47 %          | 96.3 %             | 39 %                      |
     | 1921 at 512 pixels                 |                         |                    |                           |
 
-    So a list of masks that is shifted against its images shows, but a single swapped mask only in one case of three.
+    So masks that are all assigned to the wrong images are noticed, but a single swapped mask in only one case of three.
 
     Args:
         image: uint8 (S, S, 3), RGB.

@@ -15,7 +15,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator
 from scipy import stats
 
-matplotlib.rcParams["text.parse_math"] = False  # $ in ids and file names is no formula
+matplotlib.rcParams["text.parse_math"] = False  # $ in ids and file names does not start a formula
 
 DPI = 150
 GRID_DPI = 120  # about one pixel per pixel of a 256-pixel image
@@ -47,8 +47,8 @@ class Curve:
     y: np.ndarray
     points: Sequence[tuple[float, float]] = ()
     band: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None  # x, lower y, upper y
-    colour: int = 0  # index into LINES, which repeat
-    style: int = 0  # index into STYLES, which repeat
+    colour: int = 0  # index into LINES, modulo their number
+    style: int = 0  # index into STYLES, modulo their number
 
 
 def save(figure: Figure, path: Path, dpi: int = DPI) -> None:

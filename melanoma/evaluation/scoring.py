@@ -236,7 +236,7 @@ def left_out_note(split: str, counts: dict[str, int]) -> str:
 
 
 def choose_thresholds(system: System, labels: dict[str, np.ndarray]) -> System:
-    """A system with thresholds: its own, or chosen on train after a cross-validation, or else on validation.
+    """A system with thresholds: already chosen, or chosen on train after a cross-validation, or else on validation.
 
     Train is preferred because it is larger.
 

@@ -18,7 +18,7 @@ import pandas as pd
 
 KINDS = ("images", "masks", "labels")
 
-# From a third-party download script; the challenges publish none.
+# MD5 sums from a third-party download script; the challenges publish none.
 MD5 = {
     "ISIC-2017_Training_Data.zip": "a14a7e622c67a358797ae59abb8a0b0c",
     "ISIC-2017_Training_Part1_GroundTruth.zip": "77fdbeb6fbec4139937224416b250f4c",

@@ -1,7 +1,7 @@
 """CSV tables of labels, predictions and metadata, in the dialects that spreadsheets and other programs write.
 
 Delimiter, encoding, decimal comma and a missing header are recognised; whatever differs from a UTF-8 file with commas
-and a header is listed in `Table.assumptions`, for the log. What cannot be read for certain is refused with its line.
+and a header is listed in `Table.assumptions`, for the log. What is ambiguous is refused; the error names the line.
 """
 
 import codecs
@@ -24,7 +24,7 @@ IMAGE_EXTENSION = rf"(?:{'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})$"
 DECIMAL_COMMA = r"([+-]?\d*),(\d+(?:e[+-]?\d+)?)"
 VALUE = re.compile(rf"[+-]?(?:\d*[.,])?\d+(?:e[+-]?\d+)?|isic_\d+|.+{IMAGE_EXTENSION}")  # never a column's name
 EXCEL_HINT = re.compile(r'"?sep=."?\r?\n')  # a first line that Excel writes and reads
-CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0e-\x1f]")  # of no text file
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0e-\x1f]")  # that no text file contains
 UTF8 = "UTF-8"
 HEADER_BYTES, HEADER_LINES = 65536, 3  # enough of a file for its first line, and for a line "sep=;" before it
 WORDS = {"true": "1", "yes": "1", "false": "0", "no": "0"}
@@ -59,7 +59,7 @@ def read(path: Path, header: bool | None = None) -> Table:
         header: whether the first line is a header; None: it is, unless a cell is a number or an image's name.
 
     Raises:
-        InputError: the file is missing, empty, no text or no regular CSV, or two columns have the same name.
+        InputError: the file is missing, empty, not text or not a regular CSV, or two columns have the same name.
     """
     text, encoding = _decode(path, _content(path))
     lines, delimiter = _records(path, text)
@@ -296,6 +296,6 @@ def _is_header(names: Sequence[str]) -> bool:
 
 
 def _to_numbers(texts: pd.Series) -> pd.Series:
-    """Floats, NaN where a text is no number."""
+    """Floats, NaN where a text is not a number."""
     plain = texts.str.casefold().replace(WORDS).str.replace(f"^{DECIMAL_COMMA}$", r"\1.\2", regex=True)
     return pd.to_numeric(plain, errors="coerce").astype(float)

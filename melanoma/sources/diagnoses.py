@@ -22,7 +22,7 @@ BKL = (
     "is seborrheic keratosis, solar lentigo and lichen planus-like keratosis together; all of it counts as seborrheic "
     "keratosis"
 )
-BROADER = {  # diagnoses that contain more than their class
+BROADER = {  # diagnoses that are broader than their class
     "bkl": BKL,
     "benign keratosis": BKL,
     "benign keratosis-like lesions": BKL,
@@ -56,6 +56,6 @@ def class_of(diagnosis: str) -> int | None:
 
 
 def remark(diagnosis: str) -> str | None:
-    """What should be known about a diagnosis that contains more than its class; None for others."""
+    """What should be known about a diagnosis that is broader than its class; None for others."""
     note = BROADER.get(normalise(diagnosis))
     return f"{diagnosis} {note}" if note else None

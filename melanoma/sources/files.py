@@ -182,7 +182,7 @@ def _begins_as_image(path: Path) -> bool:
 
 
 def key(name: str) -> str:
-    """What is compared of two ids: neither letters' case nor the way of writing an accent matters."""
+    """An id for comparison, regardless of upper and lower case and of how accents are encoded."""
     return unicodedata.normalize("NFC", name).casefold()
 
 
@@ -238,7 +238,7 @@ def pair(files: Files, split_of: SplitOf) -> tuple[list[Pair], list[LeftOut]]:
 def _find_masks(files: Files, relative: Mapping[Path, Path]) -> set[Path]:
     """The files that are masks by the name of their folder or their own name."""
     in_folder = {path for path in files.images if _is_below_masks(relative[path])}
-    if len(in_folder) == len(files.images):  # a folder of images that is called like one of masks
+    if len(in_folder) == len(files.images):  # a folder of images with a name like that of a mask folder
         in_folder = set()
     stems = {path.stem.lower() for path in files.images}
     by_name = {
@@ -246,7 +246,7 @@ def _find_masks(files: Files, relative: Mapping[Path, Path]) -> set[Path]:
         for path in files.images
         if (found := MASK_ENDING.search(stem := path.stem.lower()))
         and (found[1] != "lesion" or stem[: found.start()] in stems)
-    }  # "lesion" alone may as well name an image
+    }  # "lesion" alone may also name an image
     return in_folder | by_name
 
 

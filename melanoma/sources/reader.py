@@ -138,7 +138,7 @@ def _unused_rows(names: Sequence[str]) -> Iterator[str]:
 
 
 def _broad_diagnoses(entries: Sequence[Entry]) -> Iterator[str]:
-    """Lines about diagnoses that contain more than their class."""
+    """Lines about diagnoses that are broader than their class."""
     counts = Counter(entry.annotation.diagnosis for entry in entries)
     for diagnosis, count in counts.items():
         if note := diagnoses.remark(diagnosis):
@@ -154,7 +154,7 @@ def _kept_diagnoses(entries: Sequence[Entry]) -> Iterator[str]:
 
 
 def _skipped(files: Files) -> Iterator[str]:
-    """Lines about files that are no images."""
+    """Lines about files that are not images."""
     for what, count in files.skipped.items():
         if count:
             yield f"{count} {what} skipped"

@@ -51,7 +51,7 @@ class Source:
         left_out: images and files that are not used.
         warnings: what should be looked at, one line each.
         remarks: what should be known, one line each.
-        class_notes: diagnoses that contain more than their class, one line each.
+        class_notes: diagnoses that are broader than their class, one line each.
         known_duplicates: ids of train whose lesion validation or test contains too, from published lists.
     """
 

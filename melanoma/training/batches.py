@@ -19,7 +19,7 @@ NICENESS = 10  # of these threads, at least
 def lower_priority() -> None:
     """Lowers the priority of the calling thread on Linux, unless it is the main thread.
 
-    A training step on a CPU waits for its slowest thread, so augmentation must not take a core from under it.
+    A training step on a CPU waits for its slowest thread, so augmentation must not take a core from it.
     """
     if sys.platform == "linux" and threading.current_thread() is not threading.main_thread():
         thread = threading.get_native_id()

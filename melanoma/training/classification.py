@@ -66,7 +66,7 @@ class TrainingData:
 
     inputs: dict[str, np.ndarray]  # by split: images (N, S, S, 3), or features (N, C)
     labels: dict[str, np.ndarray]  # by split: int (N,), UNLABELLED where there is none
-    rows: np.ndarray  # of train to learn from, all labelled
+    rows: np.ndarray  # of train to train on, all labelled
 
 
 @dataclass(frozen=True)

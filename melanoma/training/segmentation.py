@@ -74,7 +74,7 @@ class SegmentationTrainer:
 
         Raises:
             StageError: train has no masks.
-            InputError: a network would have no images to learn from.
+            InputError: a network would have no training images.
         """
         store, settings = self.store, self.settings
         # No augmented copies: they only balance the classes for the classifier.

@@ -20,7 +20,7 @@ def recognise(files: Files) -> bool:
 
 
 def is_submission(path: Path) -> bool:
-    """Whether a table holds predictions, as sample_submission.csv does: its targets are no diagnoses."""
+    """Whether a table holds predictions, as sample_submission.csv does: its targets are not diagnoses."""
     return "submission" in path.stem.lower()
 
 

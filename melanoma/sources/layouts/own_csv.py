@@ -119,7 +119,7 @@ def _entry(table: Path, line: int, name: str, row: pd.Series) -> Entry:
 
 
 def find(folder: Path, name: str) -> Path:
-    """The file of a path as written, or else in other letters' case or with an image suffix; else the path itself."""
+    """The file at a path, regardless of upper and lower case and of a missing image suffix; else the path itself."""
     path, found = Path(name.replace("\\", "/")), folder
     for part in path.parts:
         if (found / part).exists():
