@@ -7,6 +7,7 @@ and a header is listed in `Table.assumptions`, for the log. What is ambiguous is
 import codecs
 import csv
 import io
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -215,7 +216,8 @@ def drop_equal_rows(table: Table, column: str) -> Table:
 def log_assumptions(table: Table) -> None:
     """Logs one line if the file is not a UTF-8 file with commas and a header."""
     if table.assumptions:
-        log.info("%s: read with %s", table.path, ", ".join(table.assumptions))
+        path = os.fsencode(table.path).decode(errors="backslashreplace")  # a name need not be valid UTF-8
+        log.info("%s: read with %s", path, ", ".join(table.assumptions))
 
 
 def _content(path: Path) -> bytes:
