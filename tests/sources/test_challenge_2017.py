@@ -145,6 +145,15 @@ def test_labels_without_an_image_are_a_warning(own_source: Path) -> None:
     assert reader.read(own_source).warnings == ["1 ids in the tables have no image and are ignored: ISIC_9999991"]
 
 
+def test_metadata_of_the_challenge_is_no_unused_table(own_source: Path) -> None:
+    label_file(own_source, "test").unlink()
+    (own_source / "ISIC-2017_Test_v2_Data_metadata.csv").write_text("image_id,age_approximate,sex\nISIC_1,30,male\n")
+    assert not reader.read(own_source).warnings
+    (own_source / "ISIC-2017_Test_v2_Part3_GroundTruth (1).csv").write_text(f"{HEADER}ISIC_1,0,0\n")
+    (warning,) = reader.read(own_source).warnings
+    assert warning.endswith("tables that are not used: ISIC-2017_Test_v2_Part3_GroundTruth (1).csv")
+
+
 def test_labels_become_classes(tmp_path: Path) -> None:
     path = label_csv(tmp_path, HEADER + "a,0.0,0.0\nb,1.0,0.0\nc,0,1\n")
     assert read_labels(path) == {"a": NEVUS, "b": MELANOMA, "c": KERATOSIS}

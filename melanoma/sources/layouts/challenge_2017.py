@@ -10,6 +10,7 @@ Source: Codella et al. 2018, arXiv 1710.05006.
 """
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from melanoma.classes import CLASSES, KERATOSIS, MELANOMA, NEVUS
@@ -116,7 +117,9 @@ def read(files: Files) -> Reading:
                 labels = _labels(table)
                 diagnoses = [CLASSES[label] for label in labels.values()]
                 annotations.setdefault(split, Annotations()).add(table, list(labels), diagnoses)
-    return read_annotated(files, split_of, annotations, mask_expected=True)
+    reading = read_annotated(files, split_of, annotations, mask_expected=True)
+    metadata = [path for path in files.table_paths if path.stem.lower().endswith("_metadata")]  # evaluate.py reads them
+    return replace(reading, tables=[*reading.tables, *metadata])
 
 
 LAYOUT = Layout(
