@@ -14,7 +14,8 @@ Writes  data/arrays/{train,val,test}_ids.npy      str (N,); an augmented copy ha
         graphics/left_out.csv                     images and files that are not used, and why
         graphics/duplicates.csv                   images that show the same picture
         graphics/duplicates.png                   some of these, side by side
-        graphics/doubtful_masks.png               masks that do not seem to belong to their images
+        graphics/doubts.csv                       images and masks that should be looked at, and why
+        graphics/doubtful_masks.png               such masks
         graphics/augmentation.png                 images beside their augmented copies
 
 Run     python segmentation_01_preprocessing.py
@@ -100,6 +101,7 @@ def check(sources: list[Source], cache: Cache, workers: Workers, arguments: argp
     groups = checks.find_groups(images, cache, workers)
     known = sources[0].known_duplicates if arguments.split == splits.OFFICIAL else frozenset()
     divided = division.divide(sources, groups.number)
+    log.info("splits: %s", division.describe(sources))
     report = checks.inspect(sources, divided, groups, cache, known, arguments.keep_duplicates)
     for line in report.lines():
         log.info(line)
@@ -118,10 +120,12 @@ def main(arguments: argparse.Namespace) -> None:
     with Cache(arguments.data, arguments.size) as cache, workers, contextlib.ExitStack() as files:
         report = check(sources, cache, workers, arguments)
         if arguments.check:
+            log.info("the decoded images stay in %s for the next run, %.1f GB", cache.path, cache.gigabytes())
             return
         facts = {
             "source_fingerprint": records.fingerprint(report.usable),
             "synthetic": records.is_synthetic([arguments.source, *arguments.extra]),
+            "division": splits.Division(arguments.split, arguments.limit, arguments.seed).describe(sources),
             "sources": [records.describe(source, report.used) for source in sources],
         }
         store = Store(arguments.data, contract.PREPROCESSING, vars(arguments) | facts)

@@ -115,6 +115,10 @@ class Cache:
             return InputError(f"{self.path.parent}: another run uses this folder; wait until it ends")
         return InputError(f"{self.path}: {error}; check free space and permissions of this folder")
 
+    def gigabytes(self) -> float:
+        """Size of the file."""
+        return self.path.stat().st_size / 1e9
+
     def remove(self) -> None:
         """Deletes the file, once the arrays contain everything."""
         self.connection.close()

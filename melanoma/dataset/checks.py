@@ -17,7 +17,16 @@ import numpy as np
 import pandas as pd
 
 MOST_FREQUENT = 8  # image sizes to name in the report
-REJECTS, DUPLICATES, LEFT_OUT = "rejects.csv", "duplicates.csv", "left_out.csv"
+REJECTS, DUPLICATES, LEFT_OUT, DOUBTS = "rejects.csv", "duplicates.csv", "left_out.csv", "doubts.csv"
+# What follows where a split has no labels, lacks a class, or has no masks.
+CONSEQUENCES = {
+    "train": (
+        "the classifier cannot be trained; use step 4 with --pretrained",
+        "the classifier cannot be trained; --extra adds images",
+        "the segmentation network cannot be trained; use step 2 with --pretrained",
+    ),
+    "others": ("predicted, but not evaluated", "its AUC is undefined", "masks are predicted, but not evaluated"),
+}
 # Why images of train are left out.
 PUBLISHED = "duplicate according to published lists"
 DUPLICATE = "duplicate of another image"
@@ -100,20 +109,21 @@ class Report:
         return {record for records in self.usable.values() for record in records}
 
     def table(self) -> pd.DataFrame:
-        """Numbers of images, a column per split."""
+        """Numbers of images, a column per split; those below "usable" are of the usable images."""
         columns = {}
         for split, records in self.splits.items():
-            labels = Counter(record.label for record in records)
-            groups = {record.group for record in records if record.group}
+            usable = self.usable.get(split, [])
+            labels = Counter(record.label for record in usable)
+            groups = {record.group for record in usable if record.group}
             columns[split] = {
                 "images": len(records),
-                "lesion masks": sum(record.mask is not None for record in records),
+                "rejected": sum(record in self.problems for record in records),
+                "left out": sum(record in self.left_out for record in records),
+                "usable": len(usable),
+                "lesion masks": sum(record.mask is not None for record in usable),
                 **{name: labels[label] for label, name in enumerate(CLASSES)},
                 "no label": labels[None],
                 **({"lesions or patients": len(groups)} if any(record.group for record in self.records) else {}),
-                "rejected": sum(record in self.problems for record in records),
-                "left out": sum(record in self.left_out for record in records),
-                "usable": len(self.usable.get(split, [])),
             }
         return pd.DataFrame(columns)
 
@@ -146,19 +156,18 @@ class Report:
     def gaps(self) -> Iterator[str]:
         """What the splits do not contain, and the consequence."""
         for split in SPLITS:
-            consequence = "cannot be used for training" if split == "train" else "predicted, but not evaluated"
             records = self.splits.get(split)
             if not records:
                 yield f"{split}: no images"
                 continue
-            if all(record.label is None for record in records):
-                yield f"{split}: no labels, {consequence}"
-            absent = set(range(len(CLASSES))) - {record.label for record in records}
-            if split == "train" and 0 < len(absent) < len(CLASSES):
-                names = " and no ".join(CLASSES[label] for label in sorted(absent))
-                yield f"train: no {names}, so a classifier cannot be trained; --extra adds images"
+            of_labels, of_class, of_masks = CONSEQUENCES["train" if split == "train" else "others"]
+            absent = sorted(set(range(len(CLASSES))) - {record.label for record in records})
+            if len(absent) == len(CLASSES):
+                yield f"{split}: no labels: {of_labels}"
+            elif absent:
+                yield f"{split}: no {' and no '.join(CLASSES[label] for label in absent)}: {of_class}"
             if all(record.mask is None for record in records):
-                yield f"{split}: no lesion masks, {consequence}"
+                yield f"{split}: no lesion masks: {of_masks}"
 
     def lines(self) -> Iterator[str]:
         """The full report, line by line."""
@@ -202,6 +211,9 @@ class Report:
         left_out += [(record.id, source_of[record], reason) for record, reason in self.left_out.items()]
         table = pd.DataFrame(left_out, columns=["image", "source", "reason"])
         write_text(folder / LEFT_OUT, table.to_csv(index=False))
+        doubts = [(record.id, split_of[record], doubt) for doubt, found in self.doubts.items() for record in found]
+        table = pd.DataFrame(doubts, columns=["image_id", "split", "doubt"])
+        write_text(folder / DOUBTS, table.to_csv(index=False))
 
     def raise_problems(self, folder: Path, skip_bad: bool, strict: bool) -> None:
         """Stops a run whose source has problems.

@@ -17,6 +17,7 @@ import numpy as np
 
 OFFICIAL, DIVIDE, DIVISION_2018 = "official", "divide", "2018"
 DIVISIONS = (OFFICIAL, DIVIDE, DIVISION_2018, *SPLITS)
+ORDERS = 20  # of groups that are tried
 PARTS = {"val": 0.1, "test": 0.2}  # of the images of each class; the rest is for train
 
 # Images per class (nevus, melanoma, keratosis) in the 2018 repository: all 2750, and those of validation and test.
@@ -51,6 +52,21 @@ class Division:
     name: str
     limit: int | None
     seed: int
+
+    def describe(self, sources: Sequence[Source]) -> str:
+        """How the images are divided, for log and model card."""
+        together = f"drawn with seed {self.seed}; lesions, patients and duplicates on one side"
+        base = sources[0].splits
+        if self.name in SPLITS:
+            return f"all images are for {self.name}"
+        if self.name == DIVISION_2018:
+            return f"as in 2018, {together}"
+        if self.name == OFFICIAL and any(split for split in base):
+            return "the source's own splits"
+        if self.name == OFFICIAL and all(record.label is None for record in sources[0].records):
+            return "all images are for test, because they have neither split nor label"
+        parts = {"train": 1 - sum(PARTS.values()), **PARTS}
+        return ", ".join(f"{part:.0%} {split}" for split, part in parts.items()) + f" of each class, {together}"
 
     def images_to_read(self, sources: Sequence[Source]) -> list[Record]:
         """The images of which `divide` chooses, in a fixed order: all, or with a limit enough of each class."""
@@ -114,36 +130,48 @@ class Division:
 def _part_sizes(pool: Sequence[Record], division: str) -> dict[str, Counter[int | None]]:
     """How many images of each class validation and test get."""
     available = Counter(record.label for record in pool)
-    if division != DIVISION_2018:
+    if division == DIVISION_2018:
+        scales = [min(1.0, available[label] / count) for label, count in enumerate(POOL_2018)]
         return {
-            split: Counter({label: round(part * count) for label, count in available.items()})
-            for split, part in PARTS.items()
+            split: Counter({label: round(count * scales[label]) for label, count in enumerate(counts)})
+            for split, counts in PARTS_2018.items()
         }
-    scales = [min(1.0, available[label] / count) for label, count in enumerate(POOL_2018)]
-    return {
-        split: Counter(
-            {label: round(count * scale) for label, (count, scale) in enumerate(zip(counts, scales, strict=True))}
-        )
-        for split, counts in PARTS_2018.items()
+    sizes = {
+        split: Counter({label: round(part * count) for label, count in available.items()})
+        for split, part in PARTS.items()
     }
+    if len(available) > 1 and None in available:  # beside labelled images, those without a label are for prediction
+        sizes["val"][None], sizes["test"][None] = 0, available[None]
+    return sizes
 
 
 def _fill(
     pool: Sequence[Record], sizes: Mapping[str, Counter[int | None]], group_of: Mapping[Record, int], seed: int
 ) -> dict[str, list[Record]]:
-    """Puts every group, in random order, into the first split that has room for all its images, else into train."""
-    groups: dict[int, list[Record]] = {}
-    for row in np.random.default_rng(seed).permutation(len(pool)):
-        groups.setdefault(group_of[pool[row]], []).append(pool[row])
-    divided: dict[str, list[Record]] = {split: [] for split in SPLITS}
-    room = {split: Counter(counts) for split, counts in sizes.items()}
-    for group in groups.values():
-        needed = Counter(record.label for record in group)
-        split = next((split for split, free in room.items() if needed <= free), "train")
-        divided[split] += group
-        if split in room:
-            room[split] -= needed
-    return divided
+    """Puts every group, in random order, into the first split that has room for all its images, else into train.
+
+    Of several orders, that one counts which leaves the least room in validation and test.
+    """
+    rng, best, least = np.random.default_rng(seed), dict[str, list[Record]](), np.inf
+    for _ in range(ORDERS):
+        groups: dict[int, list[Record]] = {}
+        for row in rng.permutation(len(pool)):
+            groups.setdefault(group_of[pool[row]], []).append(pool[row])
+        divided: dict[str, list[Record]] = {split: [] for split in SPLITS}
+        room = {split: Counter(counts) for split, counts in sizes.items()}
+        for group in groups.values():
+            needed = Counter(record.label for record in group)
+            split = next((split for split, free in room.items() if needed <= free), "train")
+            divided[split] += group
+            if split in room:
+                room[split] -= needed
+        # Relative to what each class should have: a rare class must not be absent.
+        left = sum(free[label] / sizes[split][label] for split, free in room.items() for label in free if free[label])
+        if left < least:
+            best, least = divided, left
+        if not left:
+            break
+    return best
 
 
 def by_id(record: Record) -> str:

@@ -15,6 +15,10 @@ CLASS_OF = {
     **dict.fromkeys(("benign keratosis", "pigmented benign keratosis", "benign keratosis-like lesions"), KERATOSIS),
 }
 
+OTHERS = {  # known diagnoses that have no class
+    *("bcc", "basal cell carcinoma", "scc", "squamous cell carcinoma", "ak", "akiec", "actinic keratosis"),
+    *("df", "dermatofibroma", "vasc", "vascular lesion", "lentigo", "solar lentigo", "lentigo nos", "other", "unk"),
+}
 GENERAL = {"benign": False, "malignant": True}  # whether they may be melanoma
 NO_DIAGNOSIS = {"", "nan", "none", "null", "n/a", "na", "unknown"}  # cells that say that there is none
 

@@ -73,6 +73,8 @@ def read(path: Path, layout: str | None = None, keep_others: bool = False, outpu
     for folder, count in unused_folders(left_out).items():
         lines = warnings if LOOK_ALIKE.search(folder.lower()) else remarks
         lines.append(f"folder not used: {folder} ({count} images)")
+    if chosen is own_csv.LAYOUT:
+        warnings += _unknown_labels(reading.entries)
     if orphans := sum(one.reason == ORPHAN for one in left_out):
         warnings.append(f"{orphans} masks belong to no image")
     if tables := files.unused_tables(reading.tables):
@@ -151,6 +153,17 @@ def _kept_diagnoses(entries: Sequence[Entry]) -> Iterator[str]:
     for diagnosis, count in counts.items():
         if diagnoses.class_of(diagnosis) is None:
             yield f"{count} images: {diagnosis} is none of the three classes; it counts as benign nevus"
+
+
+def _unknown_labels(entries: Sequence[Entry]) -> Iterator[str]:
+    """A line about labels of the user's own that are no known diagnosis, and may be misspelled."""
+    words = [entry.annotation.diagnosis for entry in entries if entry.annotation.diagnosis]
+    unknown = Counter(
+        word for word in words if diagnoses.class_of(word) is None and diagnoses.normalise(word) not in diagnoses.OTHERS
+    )
+    if unknown:
+        named = list_first([f"{word} ({count})" for word, count in unknown.items()])
+        yield f"labels that are no known diagnosis: {named}; known ones: {', '.join(diagnoses.CLASS_OF)}, or 0, 1, 2"
 
 
 def _skipped(files: Files) -> Iterator[str]:

@@ -296,8 +296,8 @@ def test_missing_parts_of_the_source_are_reported(own_source: Path, inspect: Ins
     shutil.rmtree(challenge_2017.mask_folder(own_source, "train"))
     challenge_2017.label_file(own_source, "val").unlink()
     assert list(inspect().gaps()) == [
-        "train: no lesion masks, cannot be used for training",
-        "val: no labels, predicted, but not evaluated",
+        "train: no lesion masks: the segmentation network cannot be trained; use step 2 with --pretrained",
+        "val: no labels: predicted, but not evaluated",
         "test: no images",
     ]
 
@@ -390,13 +390,25 @@ def test_duplicates_of_different_labels_are_a_warning(own_source: Path, inspect:
     assert f"1 duplicates have different labels: {second.id} = {first.id}" in list(inspect().warnings())
 
 
-def test_class_that_train_lacks_is_reported(own_source: Path, inspect: Inspect) -> None:
-    table = challenge_2017.label_file(own_source, "train")
-    lines = table.read_text().replace(",0.0,1.0", ",0.0,0.0")
-    table.write_text(lines)
-    assert "train: no seborrheic keratosis, so a classifier cannot be trained; --extra adds images" in list(
-        inspect().gaps()
-    )
+@pytest.mark.parametrize(
+    ("split", "consequence"),
+    [("train", "the classifier cannot be trained; --extra adds images"), ("test", "its AUC is undefined")],
+)
+def test_class_that_a_split_lacks_is_reported(split: str, consequence: str, own_source: Path, inspect: Inspect) -> None:
+    table = challenge_2017.label_file(own_source, split)
+    table.write_text(table.read_text().replace(",0.0,1.0", ",0.0,0.0"))
+    assert f"{split}: no seborrheic keratosis: {consequence}" in list(inspect().gaps())
+
+
+def test_doubts_are_listed(own_source: Path, inspect: Inspect, tmp_path: Path) -> None:
+    record = pipeline.records(own_source, "val")[0]
+    assert record.mask
+    save_as(record.mask, Image.new("L", (88, 66)))
+    report = inspect()
+    report.write(tmp_path)
+    table = pd.read_csv(tmp_path / "doubts.csv")
+    assert table.to_numpy().tolist() == [[record.id, "val", "mask empty"]]
+    assert report.doubtful_masks() == [(record, "mask empty")]
 
 
 def test_published_duplicates_belong_to_their_own_layout(own_source: Path, tmp_path: Path) -> None:

@@ -118,6 +118,46 @@ def test_division_of_2018_without_labels_is_refused() -> None:
         divide({"train": [UNLABELLED_IMAGE]}, DIVISION_2018)
 
 
+def test_groups_are_divided_in_proportion_if_any_of_several_orders_allows_it() -> None:
+    """17 pairs and 6 single images, of 8 keratoses: most orders leave test or validation without one."""
+    labels = [0, 2] * 5 + [0, 1] * 6 + [0, 0] * 5 + [1, 0, 1, 2, 2, 2]
+    images = [Record(f"{row:02}", Path("a.jpg"), None, label) for row, label in enumerate(labels)]
+    groups = {record: min(row // 2, 16) + max(0, row - 33) for row, record in enumerate(images)}
+    sources = [Source(Path(), "", {None: images})]
+    for seed in range(5):
+        divided = Division(DIVIDE, None, seed).divide(sources, groups)
+        assert class_counts(divided["test"]) == (4, 2, 2) and class_counts(divided["val"])[2] == 1
+
+
+def test_unlabelled_images_beside_labelled_ones_are_for_test() -> None:
+    images = fake_records({None: (20, 10, 10)})
+    images[None] = [*images[None], *(Record(f"u{row}", Path("a.jpg"), None, None) for row in range(4))]
+    divided = divide(images, DIVIDE)
+    assert {split: sum(one.label is None for one in found) for split, found in divided.items()} == {
+        "train": 0,
+        "val": 0,
+        "test": 4,
+    }
+
+
+@pytest.mark.parametrize(
+    ("images", "name", "expected"),
+    [
+        (fake_records({"train": (1, 1, 1)}), OFFICIAL, "the source's own splits"),
+        ({None: [UNLABELLED_IMAGE]}, OFFICIAL, "all images are for test, because they have neither split nor label"),
+        (fake_records({None: (1, 1, 1)}), "val", "all images are for val"),
+        (
+            fake_records({None: (1, 1, 1)}),
+            OFFICIAL,
+            "70% train, 10% val, 20% test of each class, drawn with seed 7; "
+            "lesions, patients and duplicates on one side",
+        ),
+    ],
+)
+def test_division_is_described(images: Splits, name: str, expected: str) -> None:
+    assert Division(name, None, 7).describe([Source(Path(), "", images)]) == expected
+
+
 def test_splits_of_the_source_are_official() -> None:
     images = fake_records({"train": (3, 2, 1), "test": (2, 1, 1)})
     assert {split: ids(found) for split, found in divide(images, OFFICIAL).items()} == {

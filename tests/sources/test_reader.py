@@ -219,6 +219,21 @@ def test_columns_may_have_other_usual_names(header: str, tmp_path: Path) -> None
     assert reader.read(path).splits == expected
 
 
+@pytest.mark.parametrize("name", ["patient", "Patient_ID", "lesion", "lesion_id"])
+def test_patients_and_lesions_are_groups(name: str, tmp_path: Path) -> None:
+    path = toy_sources.own_csv(tmp_path)
+    expected = reader.read(path).splits
+    path.write_text(path.read_text().replace("group", name))
+    assert reader.read(path).splits == expected
+
+
+def test_label_that_is_no_known_diagnosis_is_a_warning(tmp_path: Path) -> None:
+    path = toy_sources.own_csv(tmp_path)
+    path.write_text(path.read_text().replace("SK", "Seb. keratosis").replace("melanoma", "basal cell carcinoma"))
+    (warning,) = reader.read(path).warnings
+    assert warning.startswith("labels that are no known diagnosis: Seb. keratosis (1); known ones: benign nevus, nevus")
+
+
 def test_backslashes_are_folders(tmp_path: Path) -> None:
     path = toy_sources.own_csv(tmp_path)
     expected = reader.read(path).splits

@@ -24,7 +24,7 @@ COLUMNS = {  # names that are accepted, the documented one first
     "label": ("label", "diagnosis", "class"),
     "mask": ("mask",),
     "split": ("split",),
-    "group": ("group",),
+    "group": ("group", "patient", "patient_id", "lesion", "lesion_id"),
 }
 
 
