@@ -23,24 +23,24 @@ FOLDER = Path(__file__).parents[2] / "pretrained"
 SEGNET, CLASSIFIER = "segnet", "classifier"
 ADVICE = "restore it from the repository, or train without --pretrained"
 HASH_DIGITS = 16  # hexadecimal: two of a million ids share a hash with a probability of 3e-8
-# An id of the ISIC archive, also where a data set's name precedes it, or the suffix of some ISIC 2019 images follows.
-ARCHIVE_ID = re.compile(r"(?:^|_)(ISIC_\d{7})(?:_DOWNSAMPLED)?$")
+DOWNSAMPLED = "_DOWNSAMPLED"  # suffix of the ids of some ISIC 2019 images; the image is that of the id without it
+ARCHIVE_ID = re.compile(r"(?:^|_)(ISIC_\d{7})$")  # the name of a data set may precede it
 
 
 def hash_id(image_id: str) -> str:
     """Identifies an image across the ISIC challenges.
 
     Args:
-        image_id: id or file name; upper and lower case, the extension, and what ARCHIVE_ID allows before and after the
-            number make no difference.
+        image_id: id or file name; case, the extension, DOWNSAMPLED, and what precedes an ARCHIVE_ID make no difference.
 
     Returns:
         The first HASH_DIGITS hexadecimal digits of the id's SHA-256.
     """
     path = PurePath(image_id)
     stem = path.stem if path.suffix.lower() in IMAGE_SUFFIXES else image_id
-    found = ARCHIVE_ID.search(stem.upper())
-    normalised = found[1] if found else stem.upper()
+    normalised = stem.upper().removesuffix(DOWNSAMPLED)
+    if found := ARCHIVE_ID.search(normalised):
+        normalised = found[1]
     return hashlib.sha256(normalised.encode(errors="surrogateescape")).hexdigest()[:HASH_DIGITS]
 
 
