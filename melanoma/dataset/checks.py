@@ -340,7 +340,8 @@ def _left_out(
     that cannot be used count as absent.
     """
     left_out = {record: PUBLISHED for record in split_of if split_of[record] == "train" and record.id in known}
-    usable = {record: split for record, split in split_of.items() if record not in problems | left_out.keys()}
+    bad = problems | left_out.keys()
+    usable = {record: split for record, split in split_of.items() if record not in bad}
     same_picture: dict[int, list[Record]] = {}
     for record, number in zip(groups.records, same_pictures(groups), strict=True):
         if record in usable:
