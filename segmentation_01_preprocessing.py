@@ -93,9 +93,10 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def check(sources: list[Source], cache: Cache, workers: Workers, arguments: argparse.Namespace) -> checks.Report:
+def check(
+    sources: list[Source], division: splits.Division, cache: Cache, workers: Workers, arguments: argparse.Namespace
+) -> checks.Report:
     """Reads the images, divides them into splits and reports the checks; stops if something has to be repaired."""
-    division = splits.Division(arguments.split, arguments.limit, arguments.seed)
     images = division.images_to_read(sources)
     cache.read(images, workers)
     groups = checks.find_groups(images, cache, workers)
@@ -116,16 +117,17 @@ def main(arguments: argparse.Namespace) -> None:
     """Reads and checks the sources, and writes the arrays of their splits."""
     keep_others, outputs = arguments.other is not None, (arguments.data, arguments.graphics)
     sources = reader.read_all(arguments.source, arguments.extra, arguments.layout, keep_others, outputs)
+    division = splits.Division(arguments.split, arguments.limit, arguments.seed)
     workers = Workers(arguments.jobs, arguments.cluster)
     with Cache(arguments.data, arguments.size) as cache, workers, contextlib.ExitStack() as files:
-        report = check(sources, cache, workers, arguments)
+        report = check(sources, division, cache, workers, arguments)
         if arguments.check:
             log.info("the decoded images stay in %s for the next run, %.1f GB", cache.path, cache.gigabytes())
             return
         facts = {
             "source_fingerprint": records.fingerprint(report.usable),
             "synthetic": records.is_synthetic([arguments.source, *arguments.extra]),
-            "division": splits.Division(arguments.split, arguments.limit, arguments.seed).describe(sources),
+            "division": division.describe(sources),
             "sources": [records.describe(source, report.used) for source in sources],
         }
         store = Store(arguments.data, contract.PREPROCESSING, vars(arguments) | facts)

@@ -66,14 +66,10 @@ def read_table(table: csv_table.Table) -> Reading:
     stems = Counter(key(Path(name).stem) for name in columns["image"])
     for number, row in columns.iterrows():
         line, image = int(str(number)), Path(row["image"])
-        unique = stems[key(image.stem)] == 1
-        name = (
-            image.stem if unique else "_".join(part for part in image.with_suffix("").parts if part not in ("/", ".."))
-        )
+        parts = [image.stem] if stems[key(image.stem)] == 1 else image.with_suffix("").parts
+        name = "_".join(part for part in parts if part not in (image.anchor, ".."))
         if first := lines.get(key(name)):
-            raise InputError(
-                f"{table.path}, line {line}: {image} has the id {name}, as line {first}; rename one of them"
-            )
+            raise InputError(f"{table.path}, line {line}: {image} has the id {name}, as line {first}; rename one")
         lines[key(name)] = line
         entries.append(_entry(table.path, line, name, row))
     if len({entry.pair.split is None for entry in entries}) > 1:
