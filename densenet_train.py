@@ -1,6 +1,6 @@
 """Step 4 of 5: train DenseNet121, or another backbone, to classify nevus, melanoma and seborrheic keratosis.
 
-Reads   data/arrays/{train,val,test}_{ids,source,groups,labels}.npy  from step 1
+Reads   data/arrays/{train,val,test}_{ids,source,groups,origin,labels}.npy  from step 1
         data/arrays/{train,val,test}_roi.npy                from step 3
         pretrained/classifier{member}.weights.h5            with --pretrained
         pretrained/classifier.json                          with --pretrained
@@ -13,6 +13,8 @@ Writes  data/arrays/{train,val}_{backbone}_features.npy     float32 (N, C), feat
         data/checkpoints/                                   states of interrupted training, until the script ends
         graphics/{backbone}_{head,full}{member}_curves.png  training curves of each phase
         graphics/{backbone}_{head,full}{member}_history.csv  their values
+        graphics/{backbone}_pretrain{member}_curves.png     with --pretrain; of each seed
+        graphics/{backbone}_pretrain{member}_history.csv    its values
 With --pretrained, {backbone} in these names is `pretrained`: the files of networks trained here are kept.
 
 Run     python densenet_train.py
@@ -21,7 +23,7 @@ Expect  docs/results.md; after Try an AUC near 0.5, for so little training teach
 """
 
 import argparse
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from typing import Any
 
@@ -34,7 +36,7 @@ from melanoma.evaluation import figures
 from melanoma.inference import classify, pretrained
 from melanoma.inference.ensemble import Ensemble
 from melanoma.models import backbones
-from melanoma.training import checkpoints, classification, distributed
+from melanoma.training import checkpoints, classification, distributed, recipe
 from melanoma.training.callbacks import Draw
 
 import keras
@@ -44,8 +46,8 @@ BATCH_SIZE = 16
 EMA = 0.0
 # Flags that have no effect with --pretrained.
 OF_TRAINING = (
-    *("backbone", "weights", "scaling", "input_size", "train", "balance", "folds", "seeds"),
-    *("epochs", "learning_rate", "ema", "restart", "tta", "distribute"),
+    *("backbone", "weights", "scaling", "input_size", "folds", "seeds", "restart", "tta", "distribute"),
+    *(field.name for field in fields(recipe.Recipe) if field.name != "batch_size"),
 )
 
 
@@ -59,20 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=flags.positive_int,
         help="side of the backbone's input in pixels; default: that of the arrays",
     )
-    parser.add_argument(
-        "--train",
-        choices=classification.PHASES,
-        default="full",
-        help="head: only the head, on a frozen backbone, as in 2018; full: first the head, then all weights with "
-        "augmentation, except the batch normalisation of pretrained backbones",
-    )
-    parser.add_argument(
-        "--balance",
-        choices=classification.BALANCES,
-        default=classification.BALANCES[0],
-        help="copies: train on the augmented copies of step 1 too; without them, weights: class weights in the loss; "
-        "focal: focal loss; sampling: sample all classes equally often; none: do not balance the classes",
-    )
+    recipe.add_flags(parser)
     parser.add_argument(
         "--folds",
         type=flags.positive_int,
@@ -95,15 +84,18 @@ def train(
     arguments: argparse.Namespace, store: Store, roi: str
 ) -> tuple[Ensemble, classification.TrainedClassifiers] | None:
     """Trains the classifiers; None in a process of distributed training that does not lead."""
-    settings = flags.to_dataclass(classification.ClassifierSettings, vars(arguments))
+    made_with = vars(arguments) | {"recipe": flags.to_dataclass(recipe.Recipe, vars(arguments))}
+    settings = flags.to_dataclass(classification.ClassifierSettings, made_with)
+    drawn: set[str] = set()  # start of the names of the files of curves
 
     def draw(phase: str, member: str) -> Draw:
         metrics = {
             "loss": f"{'focal ' * (arguments.balance == 'focal')}cross-entropy",
             "auc": "mean AUC of the three classes",
         }
-        what = "head on frozen features" if phase == "head" else "full training"
+        what = {"head": "head on frozen features", "full": "full training"}.get(phase, "pretraining on added images")
         title = f"{arguments.backbone}, {what}{member.replace('_', ', ')}"
+        drawn.add(f"{arguments.backbone}_{phase}{member}")
         return partial(
             figures.draw_training, arguments.graphics / f"{arguments.backbone}_{phase}{member}", metrics, title
         )
@@ -118,8 +110,7 @@ def train(
         return None
     for name in ("head_weights", "classifier_weights"):
         store.keep_members(name, list(trained.members), backbone=arguments.backbone)
-    kept = {f"{arguments.backbone}_{phase}{member}" for member, one in trained.members.items() for phase in one}
-    figures.remove_curves(arguments.graphics, arguments.backbone, kept)
+    figures.remove_curves(arguments.graphics, arguments.backbone, drawn)
     return Ensemble(trained.classifiers, list(trained.members), arguments.tta), trained
 
 

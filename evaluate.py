@@ -4,7 +4,7 @@ Evaluates every classifier of the data folder on validation and test: the main o
 detail, the others beside it. After a cross-validation (--folds in step 4) it also evaluates train, where each image was
 predicted by networks that were not trained on it, and writes the files named below for train too.
 
-Reads   data/arrays/{train,val,test}_{ids,source,labels}.npy  from step 1
+Reads   data/arrays/{train,val,test}_{ids,source,origin,labels}.npy  from step 1
         data/arrays/{train,val,test}_{backbone}_probabilities.npy   from step 4
         CSV files of predictions and metadata               with --predictions, --compare, --metadata
         data/arrays/{val,test}_{images,predicted}.npy       from steps 1 and 2, with --occlusion

@@ -4,6 +4,7 @@ Reads   --source, a folder in a known layout or your own CSV; --extra, more of t
 Writes  data/arrays/{train,val,test}_ids.npy      str (N,); an augmented copy has the id of its original
         data/arrays/{train,val,test}_source.npy   int64 (N,), row of the original
         data/arrays/{train,val,test}_groups.npy   int64 (N,), equal for images that stay in one fold
+        data/arrays/{train,val,test}_origin.npy   int64 (N,), 0 image of --source, 1 of the first --extra, ...
         data/arrays/{train,val,test}_images.npy   uint8 (N, S, S, 3)
         data/arrays/{train,val,test}_masks.npy    uint8 (N, S, S, 1), {0, 1}; if any image of the split has a mask
         data/arrays/{train,val,test}_has_mask.npy bool (N,); with the masks
@@ -131,11 +132,11 @@ def main(arguments: argparse.Namespace) -> None:
             "sources": [records.describe(source, report.used) for source in sources],
         }
         store = Store(arguments.data, contract.PREPROCESSING, vars(arguments) | facts)
-        written = {}
+        numbers, written = {"groups": report.groups.number, "origin": records.origins(sources)}, {}
         for split, found in report.usable.items():  # after an error the arrays of an earlier run stay
             rows = arrays.plan_rows(found, split, arguments.copies)
             pixels = arrays.read_rows(rows, cache, arguments.seed, workers)
-            written[split] = arrays.write_split(store, files, split, rows, pixels, report.groups.number)
+            written[split] = arrays.write_split(store, files, split, rows, pixels, numbers)
     cache.remove()
     arrays.remove_others(store, written)
     figures.draw_copies(Store(arguments.data, contract.PREPROCESSING, {}), arguments.graphics / "augmentation.png")

@@ -27,13 +27,14 @@ from melanoma.artifacts import contract
 from melanoma.artifacts.atomic import write_json
 from melanoma.artifacts.store import Store
 from melanoma.cli import flags, hardware, run
+from melanoma.dataset import augment
 from melanoma.evaluation import figures
 from melanoma.evaluation import segmentation as evaluation
 from melanoma.evaluation.report import SEGMENTATION_FILE
 from melanoma.inference import pretrained, segment
 from melanoma.models import backbones, losses, segmentation
 from melanoma.training import checkpoints, distributed
-from melanoma.training.callbacks import Draw
+from melanoma.training.callbacks import BEST, KEEP, Draw
 from melanoma.training.segmentation import NAME, SegmentationSettings, SegmentationTrainer, TrainedNetworks
 
 import keras
@@ -49,6 +50,7 @@ LOSS = "dice_cross_entropy"
 # Flags that have no effect with --pretrained.
 OF_TRAINING = (
     *("network", "input_size", "backbone", "weights", "scaling", "loss", "folds"),
+    *("seeds", "keep", "augmentation"),
     *("epochs", "learning_rate", "ema", "restart", "distribute"),
 )
 
@@ -75,6 +77,15 @@ def build_parser() -> argparse.ArgumentParser:
         help="train one network per fold, without the images of that fold; train gets out-of-fold masks, the other "
         "splits the mean of all networks",
     )
+    parser.add_argument("--seeds", type=flags.positive_int, default=1, help="networks per fold, from --seed upwards")
+    parser.add_argument(
+        "--keep",
+        choices=KEEP,
+        default=BEST,
+        help="whose weights are kept: of the last epoch, of that with the best mean Jaccard index on validation, or of "
+        "that with the lowest loss there",
+    )
+    parser.add_argument("--augmentation", choices=augment.RANGES, default="standard", help="random augmentation")
     parser.add_argument("--pretrained", action="store_true", help="use the network in pretrained/ instead of training")
     switch = argparse.BooleanOptionalAction
     parser.add_argument("--tta", action=switch, default=True, help="test-time augmentation: 8 flips and quarter turns")

@@ -22,6 +22,7 @@ from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
 from melanoma.classes import CLASSES
 from melanoma.cli import flags, locking
+from melanoma.dataset import augment
 from melanoma.models import backbones, classifier
 from melanoma.training import checkpoints, distributed, loop
 from melanoma.training.batches import Batches, BatchOptions
@@ -69,7 +70,9 @@ def train(settings: Training, processes: int) -> None:
         checkpoint = checkpoints.Checkpoint(Path(folder) / "state.npz", {})
         result = loop.fit(
             classifier.build(settings.backbone, images.shape[1], backbones.NONE).model,
-            Batches(images, labels, settings.batch_size, BatchOptions(seed=settings.seed, augment=True)),
+            Batches(
+                images, labels, settings.batch_size, BatchOptions(seed=settings.seed, augmentation=augment.STANDARD)
+            ),
             None,
             loop.Objective("categorical_crossentropy", ["accuracy"], "accuracy"),
             loop.Hyperparameters(EPOCHS, learning_rate=1e-4, ema=0.0, patience=EPOCHS),

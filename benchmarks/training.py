@@ -33,6 +33,7 @@ from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
 from melanoma.classes import CLASSES
 from melanoma.cli import flags, hardware
+from melanoma.dataset import augment
 from melanoma.inference import openvino
 from melanoma.inference.predict import predict
 from melanoma.models import backbones, classifier, losses, segmentation
@@ -137,7 +138,7 @@ def train_keras(network: str, precision: str, measurement: Measurement) -> dict[
         step(WARM_UP)
         before = rate(lambda: step(measurement.steps), count)
         batches = TimedBatches(
-            inputs, targets, BATCH_SIZE, BatchOptions(seed=0, augment=True, target_is_mask=is_segnet)
+            inputs, targets, BATCH_SIZE, BatchOptions(seed=0, augmentation=augment.STANDARD, target_is_mask=is_segnet)
         )
         loop.fit(
             model,

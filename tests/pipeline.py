@@ -75,10 +75,14 @@ def copy(folder: Path, to: Path) -> Path:
     return shutil.copytree(folder, to, dirs_exist_ok=True)
 
 
-def save_rows(folder: Path, split: str, source: Sequence[int]) -> None:
-    """Saves ids, source and groups of images and augmented copies; every image is a group of its own."""
+def save_rows(folder: Path, split: str, source: Sequence[int], base: int | None = None) -> None:
+    """Saves ids, source, groups and origin of images and augmented copies; every image is a group of its own.
+
+    The first `base` images, None: all, are of --source, the others of --extra.
+    """
     ids, rows = np.array([f"{split}{row}" for row in source]), np.array(source, np.int64)
-    for name, values in (("ids", ids), ("source", rows), ("groups", rows)):
+    origin = np.array(rows >= (len(rows) if base is None else base), np.int64)
+    for name, values in (("ids", ids), ("source", rows), ("groups", rows), ("origin", origin)):
         Store(folder, contract.PREPROCESSING, {}).save(name, values, split=split)
 
 

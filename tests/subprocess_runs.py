@@ -20,6 +20,7 @@ from typing import Any
 from unittest import mock
 
 from melanoma.cli import run as cli
+from melanoma.dataset import augment
 from melanoma.inference.ensemble import load
 from melanoma.models import backbones, classifier, segmentation
 from melanoma.training import callbacks, checkpoints, distributed, loop
@@ -28,6 +29,7 @@ from melanoma.training.batches import Batches, BatchOptions
 import keras
 import numpy as np
 import pipeline
+import toy_training
 
 PAUSE_BEFORE, PAUSED = "PAUSE_BEFORE", "paused"
 ROWS = {"train": 81, "val": 11}  # with batches of 8, the last ones have one row and three
@@ -118,12 +120,17 @@ def fit_network(name: Path, devices: distributed.Devices) -> dict[str, list[floa
     state = checkpoints.Checkpoint(name.with_name("one_device" if devices is distributed.ONE else "state.npz"), {})
     result = loop.fit(
         model,
-        Batches(inputs[:train], targets[:train], 8, BatchOptions(seed=0, augment=True, loss_weights=weights)),
+        Batches(
+            inputs[:train],
+            targets[:train],
+            8,
+            BatchOptions(seed=0, augmentation=augment.STANDARD, loss_weights=weights),
+        ),
         Batches(inputs[train:], targets[train:], 8),
         loop.Objective(
             "categorical_crossentropy", [keras.metrics.AUC(multi_label=True, num_labels=3, name="auc")], "auc"
         ),
-        loop.Hyperparameters(EPOCHS, learning_rate=3.0, ema=0.5, patience=EPOCHS),
+        loop.Hyperparameters(EPOCHS, learning_rate=3.0, ema=0.5, patience=EPOCHS, first_rate=0.5),
         callbacks.TrainingRun(state, lambda *_: None, devices=devices),
     )
     np.savez(name.with_suffix(".npz"), *model.get_weights())
@@ -145,6 +152,12 @@ def training(out: str, count: int) -> None:
     if devices.leads:
         history["one_device"] = fit_network(folder / "one_device", distributed.ONE)
         (folder / "history.json").write_text(json.dumps(history), encoding="utf-8")
+
+
+def layer_steps(folder: str, first_rate: float) -> None:
+    """Saves `toy_training.layer_steps`."""
+    path = Path(folder) / "layer_steps.json"
+    path.write_text(json.dumps(toy_training.layer_steps(Path(folder), first_rate)), encoding="utf-8")
 
 
 # ------------------------------------------------------------------------------------------------------------ processes
@@ -176,7 +189,7 @@ def main(runs: list[Any]) -> None:
 def make_backends_comparable() -> None:
     """Removes what differs between backends and numbers of devices for reasons of rounding and random numbers."""
     # Adam divides by the size of the gradient, which amplifies rounding errors of small gradients.
-    keras.optimizers.Adam = partial(keras.optimizers.Adam, epsilon=1.0)
+    loop.LayerwiseAdam = partial(loop.LayerwiseAdam, epsilon=1.0)  # type: ignore[assignment, misc]
     classifier.HEAD_DROPOUT = 0.0
 
 

@@ -1,7 +1,6 @@
 """Networks of a few weights and data they fit in milliseconds, for tests of the training loop."""
 
 import dataclasses
-import math
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +60,28 @@ def fit(
     folder: Path,
     *,
     draw: Draw = draw_nothing,
-    initial_best: float = -math.inf,
     devices: distributed.Devices = distributed.ONE,
+    validation: Batches | None = None,
     **changes: Any,
 ) -> loop.TrainingResult:
     """Fits a model with HYPERPARAMETERS, except for the changes; the checkpoint is in the folder."""
     hyperparameters = dataclasses.replace(HYPERPARAMETERS, **changes)
-    run = TrainingRun(checkpoint(folder, epochs=hyperparameters.epochs), draw, initial_best, devices)
+    run = TrainingRun(checkpoint(folder, epochs=hyperparameters.epochs), draw, devices)
     objective = loop.Objective("mse", [negative_mse], "negative_mse")
-    return loop.fit(model, batches, None, objective, hyperparameters, run)
+    return loop.fit(model, batches, validation, objective, hyperparameters, run)
+
+
+def layer_steps(folder: Path, first_rate: float) -> list[float]:
+    """The largest change of each of three layers in one step of Adam with a learning rate of 0.1 for the last layer."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((3,))
+    first = keras.Model(inputs, keras.layers.Dense(4)(keras.layers.Dense(4)(inputs)))  # nested, as backbones are
+    model = keras.Model(inputs, keras.layers.Dense(2)(first(inputs)), name="nested")
+    before = model.get_weights()
+    # The first step of the schedule has half of the learning rate.
+    fit(model, regression(12), folder, epochs=1, learning_rate=0.2, first_rate=first_rate)
+    changes = [abs(after - start).max() for after, start in zip(model.get_weights(), before, strict=True)]
+    return [float(max(changes[place : place + 2])) for place in range(0, len(changes), 2)]  # kernels and biases
 
 
 def same_weights(one: keras.Model, other: keras.Model) -> bool:

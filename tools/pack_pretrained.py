@@ -106,8 +106,8 @@ def pack_segnet(store: Store, graphics: Path) -> None:
     # The inference engine may differ: the weights are saved before the last predictions.
     if not results or results["settings"] | {"inference": None} != used | {"inference": None}:
         raise InputError(f"{path} does not belong to the network in {store.data}: run {contract.SEGNET} again")
-    if used["folds"] > 1 or used["limit"]:
-        raise InputError(f"the last training run used --folds or --limit: run {contract.SEGNET} without them")
+    if used["folds"] > 1 or used.get("seeds", 1) > 1 or used["limit"]:
+        raise InputError(f"the last training run used --folds, --seeds or --limit: run {contract.SEGNET} without them")
     description = {
         "design": settings["design"],
         "threshold": settings["threshold"],

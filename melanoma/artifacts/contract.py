@@ -55,6 +55,8 @@ FILES = {
     "source": File("arrays/{split}_source.npy", PREPROCESSING, (SEGNET, CLASSIFIER, EVALUATION), "int64", ("N",), 0),
     # Images of one lesion, one patient, or that show the same picture have the same number.
     "groups": File("arrays/{split}_groups.npy", PREPROCESSING, (SEGNET, CLASSIFIER), "int64", ("N",), 0),
+    # 0: image of --source; 1, 2, ...: of the first, second, ... --extra.
+    "origin": File("arrays/{split}_origin.npy", PREPROCESSING, (CLASSIFIER, EVALUATION), "int64", ("N",), 0),
     # Written if an image of the split has a mask; masks of images without one are 0.
     "masks": File("arrays/{split}_masks.npy", PREPROCESSING, (SEGNET,), "uint8", MASKS, 0, 1),
     "has_mask": File("arrays/{split}_has_mask.npy", PREPROCESSING, (SEGNET,), "bool", ("N",)),

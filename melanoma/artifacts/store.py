@@ -58,8 +58,8 @@ def versions() -> dict[str, str]:
 
 
 def to_json(setting: Any) -> Any:
-    """Converts a setting to a value that JSON can hold: paths become text."""
-    if isinstance(setting, list):
+    """Converts a setting to a value that JSON can hold: paths become text, tuples lists."""
+    if isinstance(setting, list | tuple):
         return [to_json(item) for item in setting]
     return str(setting) if isinstance(setting, Path) else setting
 
@@ -133,7 +133,7 @@ class Store:
 
     def classifiers(self) -> list[str]:
         """Names of the classifiers of which the manifest lists probabilities of any split, in alphabetical order."""
-        fields = {"split": f"({'|'.join(SPLITS)})", "backbone": "([a-z0-9]+)"}
+        fields = {"split": f"({'|'.join(SPLITS)})", "backbone": "([a-z0-9.]+)"}
         pattern = re.compile(contract.FILES["probabilities"].path.format(**fields))
         return sorted({match[2] for key in self.manifest if (match := pattern.fullmatch(key))})
 
@@ -234,13 +234,16 @@ class Store:
                 the message names the script to run.
             InputError: a value is outside the contract.
         """
+        return self.load_first(name, self.rows(fields["split"]), **fields)
+
+    def load_first(self, name: str, wanted: int, **fields: str) -> np.ndarray:
+        """As `load`, with N = `wanted` rows, always the first ones."""
         array = self._map(name, **fields)
         if array.dtype.kind == "f":
             try:
                 contract.check_values(self.path(name, **fields), contract.FILES[name], array)
             except InputError as error:
                 raise InputError(f"{error}: delete it and run {contract.FILES[name].writer} again") from None
-        wanted = self.rows(fields["split"])
         if len(array) < wanted:
             raise StageError(
                 f"{self.path(name, **fields)} has {len(array)} rows, but {wanted} are needed: run "
@@ -248,12 +251,12 @@ class Store:
             )
         return array[:wanted]
 
-    def reusable(self, name: str, made_with: dict[str, Any], **fields: str) -> bool:
-        """Whether an array is complete, up to date, and was made with the given settings."""
+    def reusable(self, name: str, made_with: dict[str, Any], wanted: int, **fields: str) -> bool:
+        """Whether an array has `wanted` rows, is up to date, and was made with the given settings."""
         if not self.has(name, **fields):
             return False
         try:
-            self.load(name, **fields)
+            self.load_first(name, wanted, **fields)
         except StageError:
             return False
         settings = self.written_with(name, **fields)

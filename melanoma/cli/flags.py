@@ -41,7 +41,7 @@ def _words(action: argparse.Action, settings: Mapping[str, Any]) -> list[str]:
         return []
     if isinstance(value, bool):
         return [action.option_strings[0 if value else -1]]
-    values = value if isinstance(value, list) else [value]
+    values = value if isinstance(value, list | tuple) else [value]
     is_path = action.dest == "weights"
     return [
         action.option_strings[0],
@@ -86,6 +86,30 @@ def open_fraction(text: str) -> float:
     value = float(text)
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not above 0 and below 1")
+    return value
+
+
+def fraction_or_one(text: str) -> float:
+    """Argparse type: a number in [0, 1]."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 1")
+    return value
+
+
+def not_negative(text: str) -> float:
+    """Argparse type: a finite number of at least 0."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value} is not a finite number of at least 0")
+    return value
+
+
+def not_negative_int(text: str) -> int:
+    """Argparse type: an integer of at least 0."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is less than 0")
     return value
 
 

@@ -76,7 +76,7 @@ def write_split(
     split: str,
     rows: Sequence[Row],
     pixels: Iterator[augment.ImageAndMask],
-    group_of: Mapping[Record, int],
+    numbers: Mapping[str, Mapping[Record, int]],
 ) -> list[str]:
     """Writes the arrays of one split, row by row.
 
@@ -86,7 +86,7 @@ def write_split(
         split: train, val or test.
         rows: from `plan_rows`; at least one.
         pixels: from `read_rows`.
-        group_of: number of the group of each record, 0 or more.
+        numbers: numbers of each record, 0 or more, by the name of their array.
 
     Returns:
         The names of the arrays.
@@ -96,8 +96,7 @@ def write_split(
     columns = {
         "ids": np.array([row.record.id for row in rows]),
         "source": np.array([row.source for row in rows], np.int64),
-        "groups": np.array([group_of[row.record] for row in rows], np.int64),
-    }
+    } | {name: np.array([found[row.record] for row in rows], np.int64) for name, found in numbers.items()}
     if (labels != UNLABELLED).any():
         columns["labels"] = labels
     depths = {"images": 3}  # channels

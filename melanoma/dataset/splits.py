@@ -24,6 +24,7 @@ PARTS = {"val": 0.1, "test": 0.2}  # of the images of each class; the rest is fo
 POOL_2018 = (1843, 521, 386)
 PARTS_2018 = {"val": (327, 130, 88), "test": (196, 59, 45)}
 
+NEVER_HELD_OUT = -2  # fold of images that every network is trained on
 UNLABELLED = -1  # instead of a class, in the labels of a split of which only some images have a label
 
 
@@ -217,6 +218,12 @@ def are_original(source: np.ndarray) -> np.ndarray:
     return np.asarray(source) == np.arange(len(source))
 
 
+def base_rows(store: Store, split: str) -> np.ndarray:
+    """Rows of a split that are original images of --source, int (K,): the first ones."""
+    original = are_original(store.load("source", split=split))
+    return np.flatnonzero(original & (store.load("origin", split=split) == 0))
+
+
 def load_labels(store: Store, split: str) -> np.ndarray:
     """Labels of the rows of a split, int (N,), UNLABELLED where there is none."""
     if store.has("labels", split=split):
@@ -241,7 +248,7 @@ def list_members(folds: int, seeds: int, seed: int) -> list[Member]:
     """
     return [
         Member(
-            name=(f"_fold{fold + 1}" if folds > 1 else "") + (f"_seed{number}" if seeds > 1 else ""),
+            name=(fold_name(fold) if folds > 1 else "") + (f"_seed{number}" if seeds > 1 else ""),
             fold=fold if folds > 1 else -1,
             seed=number,
         )
@@ -250,7 +257,14 @@ def list_members(folds: int, seeds: int, seed: int) -> list[Member]:
     ]
 
 
-def assign_folds(source: np.ndarray, groups: np.ndarray, classes: np.ndarray, folds: int, seed: int) -> np.ndarray:
+def fold_name(fold: int) -> str:
+    """The part of a member's name that says its fold."""
+    return f"_fold{fold + 1}"
+
+
+def assign_folds(
+    source: np.ndarray, groups: np.ndarray, classes: np.ndarray, folds: int, seed: int, extra: np.ndarray | None = None
+) -> np.ndarray:
     """Assigns every row to a cross-validation fold, a group as a whole and an augmented copy with its original.
 
     Only the originals are divided, so that copies of the minority classes do not unbalance the folds. If every image
@@ -263,18 +277,22 @@ def assign_folds(source: np.ndarray, groups: np.ndarray, classes: np.ndarray, fo
         classes: int (N,), what to have in equal numbers in all folds; unlabelled images are a class too.
         folds: number of folds, 1 or more.
         seed: seed of the random assignment.
+        extra: bool (N,), rows that are trained on in every fold, unless an image of their group is held out; None:
+            there are none.
 
     Returns:
-        int (N,), 0 to folds - 1.
+        int (N,), 0 to folds - 1, or NEVER_HELD_OUT.
 
     Raises:
         InputError: there are fewer groups than folds, or a fold gets no images.
     """
+    if extra is not None and extra.any():
+        return _assign_around_extra(source, groups, classes, folds, seed, extra)
     originals = np.flatnonzero(are_original(source))
     groups, classes = np.asarray(groups)[originals], np.unique(np.asarray(classes)[originals], return_inverse=True)[1]
     count = len(np.unique(groups))
     one_image_each = count == len(originals)
-    if count < folds:
+    if count < folds and folds > 1:
         kind = "training images" if one_image_each else "groups of training images that stay together"
         raise InputError(f"--folds {folds} is more than the {count} {kind}: choose fewer folds")
     fold_of_row = np.zeros(len(source), int)
@@ -297,6 +315,21 @@ def assign_folds(source: np.ndarray, groups: np.ndarray, classes: np.ndarray, fo
                     )
                 fold_of_row[originals[held_out]] = fold
     return fold_of_row[source]
+
+
+def _assign_around_extra(
+    source: np.ndarray, groups: np.ndarray, classes: np.ndarray, folds: int, seed: int, extra: np.ndarray
+) -> np.ndarray:
+    """`assign_folds` of the rows that are not extra; the others follow their group or are never held out."""
+    base = np.flatnonzero(are_original(source) & ~extra)
+    fold_of_group = dict(
+        zip(
+            groups[base].tolist(),
+            assign_folds(np.arange(len(base)), groups[base], classes[base], folds, seed).tolist(),
+            strict=True,
+        )
+    )
+    return np.array([fold_of_group.get(group, NEVER_HELD_OUT) for group in np.asarray(groups).tolist()])
 
 
 def out_of_fold_mask(members: Sequence[Member], fold_of_row: np.ndarray) -> np.ndarray | None:

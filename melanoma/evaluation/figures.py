@@ -156,7 +156,9 @@ def draw_training(
 
 def remove_curves(graphics: Path, network: str, kept: Set[str] = frozenset()) -> None:
     """Removes the training curves and histories of a network, of all phases and members, except those of kept stems."""
-    pattern = re.compile(rf"({re.escape(network)}(_(head|full){MEMBER_NAME.pattern})?)_(curves\.png|history\.csv)")
+    pattern = re.compile(
+        rf"({re.escape(network)}(_(head|full|pretrain){MEMBER_NAME.pattern})?)_(curves\.png|history\.csv)"
+    )
     for path in graphics.glob(f"{network}*"):
         if (match := pattern.fullmatch(path.name)) and match[1] not in kept:
             path.unlink()

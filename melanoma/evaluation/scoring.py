@@ -9,7 +9,7 @@ from typing import Any
 from melanoma.artifacts import contract
 from melanoma.artifacts.store import ROW_BLOCK, Store
 from melanoma.classes import CLASSES, MELANOMA, SPLIT_NAMES, TASKS
-from melanoma.dataset.splits import OFFICIAL, UNLABELLED, are_original, load_labels, originals_with_mask
+from melanoma.dataset.splits import OFFICIAL, UNLABELLED, base_rows, load_labels, originals_with_mask
 from melanoma.errors import InputError, StageError
 from melanoma.evaluation import submissions
 from melanoma.evaluation.subgroups import subgroups
@@ -80,13 +80,13 @@ def report_order(splits: Iterable[str]) -> list[str]:
 
 
 def load_images(store: Store) -> Images:
-    """All original images in the data folder, up to --limit."""
+    """All original images of --source in the data folder, up to --limit."""
     unlimited = Store(store.data, store.script, {})  # submitted CSV files cover all images
     all_ids, rows, labels = {}, {}, {}
     for split in store.splits():
-        source = unlimited.load("source", split=split)
-        all_ids[split] = unlimited.load("ids", split=split)[are_original(source)].tolist()
-        rows[split] = np.flatnonzero(are_original(source[: store.rows(split)]))
+        all_rows = base_rows(unlimited, split)
+        all_ids[split] = unlimited.load("ids", split=split)[all_rows].tolist()
+        rows[split] = all_rows[all_rows < store.rows(split)]
         found = load_labels(store, split)[rows[split]]
         if (found != UNLABELLED).any():
             labels[split] = found
@@ -120,7 +120,9 @@ def load_classifier(store: Store, images: Images, name: str) -> System:
     """
     own = store.branch()
     probabilities = {
-        split: np.array(own.load("probabilities", split=split, backbone=name))[rows]
+        split: np.array(own.load_first("probabilities", int(rows.max(initial=-1)) + 1, split=split, backbone=name))[
+            rows
+        ]
         for split, rows in images.rows.items()
         if split != "train" or own.has("probabilities", split=split, backbone=name)
     }

@@ -2,7 +2,7 @@
 
 from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
-from melanoma.dataset.splits import UNLABELLED, are_original, load_labels
+from melanoma.dataset.splits import UNLABELLED, base_rows, load_labels
 from melanoma.errors import StageError
 from melanoma.inference import calibration
 from melanoma.inference.ensemble import Ensemble
@@ -16,8 +16,8 @@ def predict_splits(
 ) -> dict[str, np.ndarray]:
     """Probabilities by split, see `Ensemble.fold_probabilities`.
 
-    Train is left out unless `out_of_fold` says which networks were not trained on which row. Augmented copies get the
-    probabilities of their original image.
+    Train is left out unless `out_of_fold` says which networks were not trained on which row; then its rows are only
+    those of `splits.base_rows`.
     """
     probabilities, engines = {}, set()
     for split in store.splits():
@@ -26,11 +26,11 @@ def predict_splits(
             probabilities[split], engine = ensemble.fold_probabilities(images, batch_size, f"probabilities of {split}")
             engines.add(engine)
         elif out_of_fold is not None:
-            source = store.load("source", split=split)
-            count = int(source.max()) + 1  # originals come first
+            count = len(base_rows(store, split))
             label = "out-of-fold probabilities of train"
-            found, engine = ensemble.fold_probabilities(images[:count], batch_size, label, out_of_fold[:count])
-            probabilities[split] = found[source]
+            probabilities[split], engine = ensemble.fold_probabilities(
+                images[:count], batch_size, label, out_of_fold[:count]
+            )
             engines.add(engine)
     store.settings["inference"] = ", ".join(sorted(engines))
     return probabilities
@@ -46,8 +46,8 @@ def calibrate(store: Store, probabilities: dict[str, np.ndarray]) -> calibration
     for split in ("train", "val"):
         if split not in probabilities:
             continue
-        labels = load_labels(store, split)
-        rows = are_original(store.load("source", split=split)) & (labels != UNLABELLED)
+        labels = load_labels(store, split)[: len(probabilities[split])]
+        rows = labels != UNLABELLED
         if rows.any():
             found = probabilities[split][rows]
             of_each_fold = np.repeat(labels[rows], found.shape[1])

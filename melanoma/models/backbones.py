@@ -1,4 +1,4 @@
-"""The backbones of `keras.applications`: by name, with weights, and with their preprocessing."""
+"""The backbones, most of them of `keras.applications`: by name, with weights, and with their preprocessing."""
 
 import argparse
 import contextlib
@@ -8,12 +8,14 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from melanoma.artifacts.atomic import sha256
 from melanoma.cli import hardware
 from melanoma.errors import InputError
+from melanoma.models import efficientnet_lite
 from melanoma.models.fused_batchnorm import with_fused_batchnorm
 
 import h5py
@@ -32,18 +34,26 @@ SCALINGS = ("caffe", "tf", "torch")  # Keras' names: BGR minus its mean; -1 to 1
 
 @dataclass(frozen=True)
 class Application:
-    """A backbone of `keras.applications`: its constructor, and the preprocessing of RGB in [0, 255]."""
+    """A backbone: its constructor, and the preprocessing of RGB in [0, 255]."""
 
     build: Callable[..., keras.Model]
     preprocess: Callable[[keras.KerasTensor], keras.KerasTensor]
 
 
 def applications() -> dict[str, Application]:
-    """All backbones of `keras.applications` by lower-case name, e.g. mobilenetv2."""
-    return {
+    """All backbones of `keras.applications` by lower-case name, e.g. mobilenetv2, and those that it lacks."""
+    known = {
         name.lower(): Application(build, sys.modules[build.__module__].preprocess_input)
         for name, build in inspect.getmembers(keras.applications, inspect.isfunction)
     }
+    mobilenet = Application(partial(keras.applications.MobileNet, alpha=0.75), known["mobilenet"].preprocess)
+    lite = {
+        f"efficientnetlite{variant}": Application(
+            partial(efficientnet_lite.build, variant), efficientnet_lite.preprocess_input
+        )
+        for variant in efficientnet_lite.WIDTH_AND_DEPTH
+    }
+    return known | lite | {"mobilenet0.75": mobilenet}
 
 
 def backbone_name(text: str) -> str:
@@ -56,7 +66,7 @@ def backbone_name(text: str) -> str:
     """
     name = text.replace("_", "").replace("-", "").lower()
     if name not in applications():
-        raise InputError(f"no backbone {text!r} in keras.applications; use one of {', '.join(sorted(applications()))}")
+        raise InputError(f"no backbone {text!r}; use one of {', '.join(sorted(applications()))}")
     return name
 
 
@@ -136,7 +146,9 @@ def downloads() -> Iterator[list[Path]]:
         module.get_file = get_file
 
 
-def build(name: str, size: int, weights: str, pooling: str | None = None) -> keras.Model:
+def build(
+    name: str, size: int, weights: str, pooling: str | None = None, train_batchnorm: bool | None = None
+) -> keras.Model:
     """A backbone without its classifier.
 
     Args:
@@ -144,10 +156,11 @@ def build(name: str, size: int, weights: str, pooling: str | None = None) -> ker
         size: side of the images in pixels.
         weights: "imagenet" (from Keras' cache, or downloaded), "none" (random), or the path of a weight file.
         pooling: "avg" appends global average pooling; None returns feature maps.
+        train_batchnorm: whether its batch normalisation is trained; None: only if the weights are random, because
+            statistics of small batches are worse than the pretrained ones.
 
     Returns:
-        Model from preprocessed images (N, size, size, 3) to features, (N, C) or (N, H, W, C). Its batch normalisation
-        is frozen unless the weights are random: statistics of small batches are worse than the pretrained ones.
+        Model from preprocessed images (N, size, size, 3) to features, (N, C) or (N, H, W, C).
 
     Raises:
         InputError: the weights are not available or do not fit, or the images are too small for the backbone.
@@ -159,7 +172,7 @@ def build(name: str, size: int, weights: str, pooling: str | None = None) -> ker
         load_weights(model, Path(weights))
     for layer in flatten_layers(model):
         if isinstance(layer, layers.BatchNormalization):
-            layer.trainable = weights == NONE
+            layer.trainable = weights == NONE if train_batchnorm is None else train_batchnorm
             layer.momentum = BATCHNORM_MOMENTUM
     return model
 
@@ -219,7 +232,10 @@ def add_flags(parser: argparse.ArgumentParser, backbone: str, note: str = "") ->
         note: added to the help of --backbone.
     """
     parser.add_argument(
-        "--backbone", type=backbone_name, default=backbone, help=f"any model of keras.applications{note}"
+        "--backbone",
+        type=backbone_name,
+        default=backbone,
+        help=f"any model of keras.applications, mobilenet_0.75 or efficientnet_lite0 to 4{note}",
     )
     parser.add_argument(
         "--weights", default=IMAGENET, help=f"initial weights of the backbone: {IMAGENET}, {NONE}, or a file"

@@ -47,7 +47,14 @@ class Classifier:
         return keras.Model(images, probabilities, name=f"{self.name}_classifier")
 
 
-def build(name: str, size: int, weights: str, scaling: str | None = None, input_size: int | None = None) -> Classifier:
+def build(
+    name: str,
+    size: int,
+    weights: str,
+    scaling: str | None = None,
+    input_size: int | None = None,
+    train_batchnorm: bool | None = None,
+) -> Classifier:
     """A classifier with a randomly initialised head.
 
     Args:
@@ -56,11 +63,12 @@ def build(name: str, size: int, weights: str, scaling: str | None = None, input_
         weights: initial weights of the backbone, see `backbones.build`.
         scaling: scaling of colours, see `backbones.preprocess`.
         input_size: side in pixels at which the backbone works; None: `size`.
+        train_batchnorm: see `backbones.build`.
 
     Raises:
         InputError: see `backbones.build`.
     """
-    backbone = backbones.build(name, input_size or size, weights, pooling="avg")
+    backbone = backbones.build(name, input_size or size, weights, "avg", train_batchnorm)
     return Classifier(name, size, backbone, build_head(backbone.output_shape[-1]), scaling)
 
 

@@ -11,6 +11,8 @@ from keras import ops
 
 Loss = Callable[[keras.KerasTensor, keras.KerasTensor], keras.KerasTensor]
 PER_IMAGE = (1, 2, 3)  # axes to reduce: height, width, channel
+BORDER = 0.02  # fraction of the side: half the width of the strip along the border
+BORDER_WEIGHT = 4.0  # of its pixels, in addition to 1
 FALSE_NEGATIVE_WEIGHT = 0.7  # Tversky: missed lesion weighs 0.7, skin taken for lesion 0.3
 FOCAL_EXPONENT = 0.75  # focal Tversky: below 1, the loss is steeper near a perfect mask
 JACCARD_SMOOTHING = 1e-7  # two empty masks score 1
@@ -27,6 +29,17 @@ def dice_cross_entropy(truth: keras.KerasTensor, predicted: keras.KerasTensor) -
     """Dice loss plus mean binary cross-entropy: (N,), 0 or more."""
     entropy = keras.losses.binary_crossentropy(ops.cast(truth, predicted.dtype), predicted)
     return dice(truth, predicted) + ops.mean(entropy, axis=(1, 2))
+
+
+def dice_border_cross_entropy(truth: keras.KerasTensor, predicted: keras.KerasTensor) -> keras.KerasTensor:
+    """Dice loss plus mean binary cross-entropy in which pixels near the border weigh more: (N,), 0 or more."""
+    truth = ops.cast(truth, predicted.dtype)
+    width = 1 + 2 * round(BORDER * truth.shape[1])  # pixels
+    window = {"pool_size": width, "strides": 1, "padding": "same", "data_format": "channels_last"}
+    border = ops.max_pool(truth, **window) + ops.max_pool(-truth, **window)  # dilation minus erosion
+    weights = 1 + BORDER_WEIGHT * border[..., 0]
+    entropy = keras.losses.binary_crossentropy(truth, predicted)
+    return dice(truth, predicted) + ops.sum(weights * entropy, axis=(1, 2)) / ops.sum(weights, axis=(1, 2))
 
 
 def tversky(truth: keras.KerasTensor, predicted: keras.KerasTensor) -> keras.KerasTensor:
@@ -49,7 +62,9 @@ def focal_tversky(truth: keras.KerasTensor, predicted: keras.KerasTensor) -> ker
     return ops.power(ops.maximum(tversky(truth, predicted), keras.config.epsilon()), FOCAL_EXPONENT)
 
 
-LOSSES: dict[str, Loss] = {loss.__name__: loss for loss in (dice_cross_entropy, dice, tversky, focal_tversky)}
+LOSSES: dict[str, Loss] = {
+    loss.__name__: loss for loss in (dice_cross_entropy, dice_border_cross_entropy, dice, tversky, focal_tversky)
+}
 
 
 def jaccard(truth: keras.KerasTensor, predicted: keras.KerasTensor) -> keras.KerasTensor:

@@ -32,10 +32,12 @@ class BatchOptions:
 
     rows: np.ndarray | None = None  # int, the rows to use; None: all
     seed: int | None = None  # of order and augmentation; None: rows in order, no augmentation
-    augment: bool = False  # whether images are augmented at random; needs a seed
+    augmentation: augment.Ranges | None = None  # how images are augmented at random; needs a seed
+    mixup: float = 0.0  # parameter of the Beta distribution that mixes pairs of rows, see `Batches.mix`; 0: none
     target_is_mask: bool = False  # whether targets are masks, augmented with the same geometry
     sampling_weights: np.ndarray | None = None  # float (N,): rows are drawn with replacement; None: each row once
     loss_weights: np.ndarray | None = None  # float (N,): weight of each row's loss; None: equal weights
+    length: int | None = None  # rows per epoch, with `sampling_weights`; None: as many as there are
 
 
 class Batches(keras.utils.PyDataset):
@@ -57,10 +59,11 @@ class Batches(keras.utils.PyDataset):
             options: see `BatchOptions`; None: its defaults.
         """
         self.options = options or BatchOptions()
-        workers = THREADS if self.options.augment else 1
+        workers = THREADS if self.options.augmentation else 1
         super().__init__(workers=workers, use_multiprocessing=False, max_queue_size=2 * THREADS)
         self.inputs, self.targets, self.batch_size = inputs, targets, batch_size
         self.rows = np.arange(len(inputs)) if self.options.rows is None else self.options.rows
+        self.length = self.options.length or len(self.rows)
         self.epoch = -1
         self.on_epoch_end()
 
@@ -75,7 +78,7 @@ class Batches(keras.utils.PyDataset):
             rng.shuffle(self.order)
         else:
             weights = self.options.sampling_weights[self.rows]
-            self.order = rng.choice(self.rows, len(self.rows), p=weights / weights.sum())
+            self.order = rng.choice(self.rows, self.length, p=weights / weights.sum())
 
     def skip(self, epochs: int) -> None:
         """Continues with the order and augmentation of a later epoch."""
@@ -85,7 +88,7 @@ class Batches(keras.utils.PyDataset):
 
     def __len__(self) -> int:
         """Batches per epoch."""
-        return math.ceil(len(self.rows) / self.batch_size)
+        return math.ceil(self.length / self.batch_size)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
         """One batch: inputs, targets, and loss weights where there are any."""
@@ -94,17 +97,35 @@ class Batches(keras.utils.PyDataset):
 
     def part(self, first: int, end: int) -> tuple[np.ndarray, ...]:
         """The same for the rows from place `first` to before `end` of the epoch's order."""
-        rows = self.order[first:end]
+        rows, options = self.order[first:end], self.options
         inputs, targets = np.array(self.inputs[rows]), np.array(self.targets[rows])
-        if self.options.augment:
+        weights = None if options.loss_weights is None else options.loss_weights[rows]
+        if options.augmentation or options.mixup:
             lower_priority()
             for place, row in enumerate(rows):
                 # A row drawn twice in an epoch must look different; a row that comes once, the same at any batch size.
-                drawn_place = [] if self.options.sampling_weights is None else [first + place]
-                rng = np.random.default_rng([self.options.seed, self.epoch, row, *drawn_place])
-                mask = targets[place] if self.options.target_is_mask else None
-                inputs[place], augmented_mask = augment.augment(inputs[place], rng, mask)
+                drawn_place = [] if options.sampling_weights is None else [first + place]
+                rng = np.random.default_rng([options.seed, self.epoch, row, *drawn_place])
+                inputs[place], augmented_mask = self.augmented(row, rng)
                 if augmented_mask is not None:
                     targets[place] = augmented_mask
-        weights = self.options.loss_weights
-        return (inputs, targets) if weights is None else (inputs, targets, weights[rows])
+                if options.mixup:
+                    inputs[place], targets[place] = self.mix(inputs[place], targets[place], rng)
+        return (inputs, targets) if weights is None else (inputs, targets, weights)
+
+    def augmented(self, row: int, rng: np.random.Generator) -> augment.ImageAndMask:
+        """A row's input, augmented, with its mask if targets are masks."""
+        if not self.options.augmentation:
+            return self.inputs[row], None
+        mask = self.targets[row] if self.options.target_is_mask else None
+        return augment.augment(np.asarray(self.inputs[row]), rng, mask, self.options.augmentation)
+
+    def mix(self, image: np.ndarray, target: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Mixup: a weighted mean with another row of the epoch, of images as of targets.
+
+        Source: Zhang et al. 2018, arXiv 1710.09412.
+        """
+        other = self.order[rng.integers(len(self.order))]
+        fraction = np.float32(rng.beta(self.options.mixup, self.options.mixup))
+        mixed = fraction * image + (1 - fraction) * self.augmented(other, rng)[0]
+        return mixed.round().astype(image.dtype), fraction * target + (1 - fraction) * self.targets[other]

@@ -24,12 +24,10 @@ class State:
     seconds: list[float]  # duration of each epoch
     finished: bool = False
     variables: list[np.ndarray] = field(default_factory=list)  # network, random generators, optimizer; [] if finished
-    best: list[np.ndarray] = field(
-        default_factory=list
-    )  # weights of the best epoch; [] if the initial ones were better
+    kept: list[np.ndarray] = field(default_factory=list)  # weights of the epoch that is selected so far
 
 
-ARRAYS = ("variables", "best")
+ARRAYS = ("variables", "kept")
 # Settings that do not affect training: places, what is done with the network afterwards, and what computes features.
 NOT_OF_TRAINING = (
     *("data", "graphics", "flags", "weights", "restart", "tta", "clean", "threshold", "distribute", "inference"),
@@ -62,7 +60,7 @@ class Checkpoint:
             with self.path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 metadata, made_with = (json.loads(str(file[name])) for name in (METADATA, MADE_WITH))
                 arrays = {kind: [file[name] for name in sorted(file.files) if name.startswith(kind)] for kind in ARRAYS}
-            state = State(**metadata, variables=arrays["variables"], best=arrays["best"])
+            state = State(**metadata, variables=arrays["variables"], kept=arrays["kept"])
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, EOFError, OSError, BadZipFile) as error:

@@ -1,35 +1,54 @@
 """Training of the classifiers: one network, or one for every fold and seed."""
 
-import math
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
 from melanoma.classes import CLASSES
-from melanoma.dataset.splits import UNLABELLED, Member, are_original, assign_folds, list_members, out_of_fold_mask
+from melanoma.dataset import augment
+from melanoma.dataset.splits import (
+    NEVER_HELD_OUT,
+    UNLABELLED,
+    Member,
+    are_original,
+    assign_folds,
+    list_members,
+    out_of_fold_mask,
+)
 from melanoma.errors import InputError, StageError
 from melanoma.inference.predict import predict
 from melanoma.log import log
 from melanoma.models import backbones, classifier
-from melanoma.training import checkpoints, distributed, loop
+from melanoma.training import checkpoints, distributed, loop, teacher
 from melanoma.training.batches import Batches, BatchOptions
-from melanoma.training.callbacks import Draw, TrainingRun
+from melanoma.training.callbacks import LAST, Draw, TrainingRun
+from melanoma.training.recipe import BATCHNORM, EPOCHS, LEARNING_RATE, WARM_UP_EPOCHS, Recipe
 
 import keras
 import numpy as np
 
-PHASES = ("head", "full")  # the head on frozen features; then the whole network
-EPOCHS = {"head": 60, "full": 15}
-LEARNING_RATE = {"head": 1e-3, "full": 1e-4}
-PATIENCE = 10  # epochs without a better AUC
-BALANCES = ("copies", "weights", "focal", "sampling", "none")  # how rare classes are balanced
-LOSSES = {"cross-entropy": "categorical_crossentropy", "focal cross-entropy": "categorical_focal_crossentropy"}
+LOSSES = {
+    "cross-entropy": keras.losses.CategoricalCrossentropy,
+    "focal cross-entropy": keras.losses.CategoricalFocalCrossentropy,
+}
+PATIENCE = 10  # epochs without a better value
 # Settings on which the frozen features depend.
-OF_FEATURES = ("backbone", "weights_sha256", "scaling", "precision", "input_size", "keras_backend", "random_weights")
+OF_FEATURES = ("backbone", "backbone_sha256", "scaling", "precision", "input_size", "keras_backend", "rows")
+PRETRAINING = "pretrain"  # name of the phase on the images of --extra
 
 DrawPhase = Callable[[str, str], Draw]  # from phase and member name to what plots the curves
+
+
+class ClassAUC(keras.metrics.AUC):
+    """AUC of each class against the rest; the largest target is the true class, as soft labels are no truth."""
+
+    def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
+        """Adds a batch of targets and probabilities, each (N, 3)."""
+        truth = keras.ops.one_hot(keras.ops.argmax(y_true, axis=-1), y_true.shape[-1])
+        super().update_state(truth, y_pred, sample_weight)
 
 
 @dataclass(frozen=True)
@@ -40,15 +59,10 @@ class ClassifierSettings:
     weights: str  # initial weights of the backbone, see `backbones.build`
     scaling: str | None  # see `backbones.preprocess`
     input_size: int | None  # side of the backbone's input in pixels; None: that of the arrays
-    train: str  # of PHASES: the last phase
-    balance: str  # of BALANCES
-    epochs: int | None  # of the last phase; None: EPOCHS
-    learning_rate: float | None  # of the last phase; None: LEARNING_RATE
-    batch_size: int
-    ema: float
     folds: int  # networks per seed, each trained without one fold; 1: no cross-validation
     seeds: int  # networks per fold
     seed: int
+    recipe: Recipe
 
 
 @dataclass(frozen=True)
@@ -66,6 +80,7 @@ class TrainingData:
 
     inputs: dict[str, np.ndarray]  # by split: images (N, S, S, 3), or features (N, C)
     labels: dict[str, np.ndarray]  # by split: int (N,), UNLABELLED where there is none
+    targets: np.ndarray  # of train: float32 (N, 3), labels or soft labels
     rows: np.ndarray  # of train to train on, all labelled
 
 
@@ -83,61 +98,106 @@ class ClassifierTrainer:
 
         Raises:
             StageError: train has no labels.
-            InputError: a class is absent.
+            InputError: a class is absent, or --pretrain has no images.
         """
-        settings = self.settings
-        labels, source = load_labels(self.store), self.store.load("source", split="train")
-        groups = self.store.load("groups", split="train")
+        store, settings, recipe = self.store, self.settings, self.settings.recipe
+        teacher.check(store, recipe.teacher, settings.folds, settings.seed, settings.backbone)
+        labels, source = load_labels(store), store.load("source", split="train")
+        images = {split: store.load("roi", split=split) for split in labels}
+        extra = store.load("origin", split="train") > 0
         members = list_members(settings.folds, settings.seeds, settings.seed)
-        fold_of_row = assign_folds(source, groups, labels["train"], settings.folds, settings.seed)
-        usable = (labels["train"] != UNLABELLED) & (are_original(source) | (settings.balance == "copies"))
-        trained, notes = [], {}
+        fold_of_row = assign_folds(
+            source, store.load("groups", split="train"), labels["train"], settings.folds, settings.seed, extra
+        )
+        usable = (labels["train"] != UNLABELLED) & (are_original(source) | (recipe.balance == "copies"))
+        alone = np.flatnonzero(usable & (fold_of_row == NEVER_HELD_OUT))
+        usable &= ~extra | (recipe.extra_weight > 0)
+        targets = one_hot(labels["train"])
+        initial: dict[int, list[np.ndarray]] = {}  # weights after pretraining, by seed
+        trained, notes = [], dict[str, dict[str, Any]]()
         for member in members:
+            keras.utils.set_random_seed(member.seed)
+            network = self._build()
+            notes[member.name] = {}
+            if recipe.pretrain and member.seed not in initial:
+                data = TrainingData(images, labels, targets, alone)
+                notes[member.name] = self._pretrain(network, data, member.seed)
+                initial[member.seed] = network.model.get_weights()
+            elif recipe.pretrain:
+                network.model.set_weights(initial[member.seed])
             rows = np.flatnonzero(usable & (fold_of_row != member.fold))
-            one, notes[member.name] = self._train_member(labels, rows, member)
-            trained.append(one)
+            data = TrainingData(images, labels, self._targets(targets, member, rows), rows)
+            notes[member.name] |= self._train_member(network, data, member)
+            trained.append(network)
         return TrainedClassifiers(trained, notes, out_of_fold_mask(members, fold_of_row))
 
-    def _train_member(
-        self, labels: dict[str, np.ndarray], rows: np.ndarray, member: Member
-    ) -> tuple[classifier.Classifier, dict[str, Any]]:
-        keras.utils.set_random_seed(member.seed)
-        store, settings = self.store, self.settings
-        images = {split: store.load("roi", split=split) for split in labels}
-        network = classifier.build(
-            settings.backbone, images["train"].shape[1], settings.weights, settings.scaling, settings.input_size
+    def _build(self) -> classifier.Classifier:
+        settings = self.settings
+        return classifier.build(
+            settings.backbone,
+            self.store.load("roi", split="train").shape[1],
+            settings.weights,
+            settings.scaling,
+            settings.input_size,
+            BATCHNORM[settings.recipe.batchnorm],
         )
+
+    def _targets(self, targets: np.ndarray, member: Member, rows: np.ndarray) -> np.ndarray:
+        """The labels of train, float32 (N, 3), mixed with soft labels if there is a teacher."""
+        recipe = self.settings.recipe
+        if not recipe.teacher:
+            return targets
+        count = 1 + rows.max()
+        soft = teacher.soft_labels(self.store, recipe.teacher, member, count, recipe.batch_size)
+        mixed = targets.copy()
+        mixed[:count] += recipe.teacher_weight * (soft - targets[:count])
+        return mixed
+
+    def _pretrain(self, network: classifier.Classifier, data: TrainingData, seed: int) -> dict[str, Any]:
+        """Trains a whole network on the images of --extra alone."""
+        if not len(data.rows):
+            raise InputError(f"--pretrain: no labelled images were added: run {contract.PREPROCESSING} with --extra")
+        log.info("pretraining, seed %d: %d images", seed, len(data.rows))
+        member = Member(f"_seed{seed}" if self.settings.seeds > 1 else "", -1, seed)
+        return note(PRETRAINING, self._fit(PRETRAINING, network.model, data, member))
+
+    def _train_member(self, network: classifier.Classifier, data: TrainingData, member: Member) -> dict[str, Any]:
+        store, settings = self.store, self.settings
         log.info(
             "%s%s: %d weights, %d training rows",
-            *(settings.backbone, member.name, network.model.count_params(), len(rows)),
+            *(settings.backbone, member.name, network.model.count_params(), len(data.rows)),
         )
-        features = self._features(network, list(labels), member)
+        counts = {split: len(images) for split, images in data.inputs.items()} | {"train": 1 + data.rows.max()}
+        features = self._features(network, counts)
         if settings.weights == backbones.NONE:
             log.info("head on features of a random backbone: expect an AUC near 0.5 in this phase")
-        phases = {"head": self._fit("head", network.head, TrainingData(features, labels, rows), member)}
+        notes = note("head", self._fit("head", network.head, replace(data, inputs=features), member))
         if self.devices.leads:
             store.save_weights("head_weights", network.head, backbone=settings.backbone, member=member.name)
-        if settings.train == "full":
-            # Without validation the head's value is not comparable: full training sees harder, augmented images.
-            bar = phases["head"].best if "val" in labels else -math.inf
-            phases["full"] = self._fit("full", network.model, TrainingData(images, labels, rows), member, bar)
+        if settings.recipe.train == "full":
+            notes |= note("full", self._fit("full", network.model, data, member))
         if self.devices.leads:
             store.save_weights("classifier_weights", network.model, backbone=settings.backbone, member=member.name)
-        return network, {
-            phase: {"best_epoch": one.best_epoch, "history": one.history, "seconds": one.seconds}
-            for phase, one in phases.items()
-        }
+        return notes
 
-    def _features(self, network: classifier.Classifier, splits: list[str], member: Member) -> dict[str, np.ndarray]:
-        """Features of the frozen backbone by split, float32 (N, C): computed once by the leading process, and saved."""
-        store = self.store
-        store.settings["random_weights"] = member.seed if self.settings.weights == backbones.NONE else None
-        made_with = {setting: store.settings[setting] for setting in OF_FEATURES}
-        extractor, backbone, features = network.extractor(), self.settings.backbone, {}
-        for split in splits:
-            images = store.load("roi", split=split)
-            blocks = predict([extractor], images, self.settings.batch_size, f"features of {split}")
-            if not self.devices.leads or store.reusable("features", made_with, split=split, backbone=backbone):
+    def _features(self, network: classifier.Classifier, counts: dict[str, int]) -> dict[str, np.ndarray]:
+        """Features of the frozen backbone, float32 (N, C): computed once by the leading process, and saved.
+
+        Args:
+            network: with the backbone.
+            counts: number N of rows by split, always the first ones.
+        """
+        store, backbone = self.store, self.settings.backbone
+        store.settings["backbone_sha256"] = fingerprint(network.backbone)
+        extractor, features = network.extractor(), {}
+        for split, count in counts.items():
+            store.settings["rows"] = int(count)
+            made_with = {setting: store.settings[setting] for setting in OF_FEATURES}
+            images = store.load("roi", split=split)[:count]
+            blocks = predict([extractor], images, self.settings.recipe.batch_size, f"features of {split}")
+            if not self.devices.leads or store.reusable(
+                "features", made_with, int(count), split=split, backbone=backbone
+            ):
                 log.info("reusing the features of %s", split)
             else:
                 shape = extractor.output_shape[1:]
@@ -146,44 +206,56 @@ class ClassifierTrainer:
                         file.append(block)
                     store.settings["inference"] = blocks.inference.name
             self.devices.wait()
-            features[split] = np.array(store.load("features", split=split, backbone=backbone))
+            features[split] = np.array(store.load_first("features", int(count), split=split, backbone=backbone))
             # No input of the networks: with random weights the next seed replaces them, which makes no network stale.
             store.forget("features", split=split, backbone=backbone)
+        for setting in ("backbone_sha256", "rows"):
+            del store.settings[setting]
         return features
 
-    def _fit(
-        self, phase: str, network: keras.Model, data: TrainingData, member: Member, initial_best: float = -math.inf
-    ) -> loop.TrainingResult:
+    def _fit(self, phase: str, network: keras.Model, data: TrainingData, member: Member) -> loop.TrainingResult:
         """One phase; --epochs and --learning-rate apply to the last one."""
-        settings, is_last = self.settings, phase == self.settings.train
-        loss = f"{'focal ' * (settings.balance == 'focal')}cross-entropy"
-        weights = class_weights(data.labels["train"], data.rows)
+        settings, recipe = self.settings, self.settings.recipe
+        is_last, of_images = phase == recipe.train, phase != "head"
+        loss = f"{'focal ' * (recipe.balance == 'focal')}cross-entropy"
+        extra = self.store.load("origin", split="train") > 0
+        each = np.ones(len(extra)) if phase == PRETRAINING else np.where(extra, recipe.extra_weight, 1.0)
+        weights = row_weights(data.labels["train"], data.rows, each)
         options = BatchOptions(
             rows=data.rows,
             seed=member.seed,
-            augment=phase == "full",
-            sampling_weights=weights if settings.balance == "sampling" else None,
-            loss_weights=weights if settings.balance == "weights" else None,
+            augmentation=augment.RANGES[recipe.augmentation] if of_images else None,
+            mixup=recipe.mixup if of_images else 0.0,
+            sampling_weights=weights if recipe.balance == "sampling" else None,
+            length=round(each[data.rows].sum()) if recipe.balance == "sampling" else None,
+            loss_weights=loss_weights(recipe, weights, each),
         )
         name = f"{settings.backbone}_{phase}{member.name}"
+        epochs = {"head": WARM_UP_EPOCHS, PRETRAINING: recipe.pretrain}.get(phase, 0)
+        if is_last:
+            epochs = recipe.epochs or EPOCHS[phase]
         return loop.fit(
             network,
-            Batches(data.inputs["train"], one_hot(data.labels["train"]), settings.batch_size, options),
+            Batches(data.inputs["train"], data.targets, recipe.batch_size, options),
             self._validation(data.inputs, data.labels),
             loop.Objective(
-                LOSSES[loss], [keras.metrics.AUC(multi_label=True, num_labels=len(CLASSES), name="auc")], "auc"
+                LOSSES[loss](label_smoothing=recipe.label_smoothing),
+                [ClassAUC(multi_label=True, num_labels=len(CLASSES), name="auc")],
+                "auc",
             ),
             loop.Hyperparameters(
-                (is_last and settings.epochs) or EPOCHS[phase],
-                (is_last and settings.learning_rate) or LEARNING_RATE[phase],
-                settings.ema,
+                epochs,
+                ((is_last or phase == PRETRAINING) and recipe.learning_rate)
+                or LEARNING_RATE["full" if of_images else "head"],
+                recipe.ema if of_images else 0.0,
                 PATIENCE,
+                LAST if phase == PRETRAINING else recipe.keep,
+                recipe.first_rate if of_images else 1.0,
             ),
             TrainingRun(
                 checkpoints.for_training(self.store, settings.backbone, name),
                 self.draw(phase, member.name),
-                initial_best,
-                self.devices,
+                devices=self.devices,
             ),
         )
 
@@ -192,7 +264,7 @@ class ClassifierTrainer:
         if "val" not in labels:
             return None
         rows = np.flatnonzero(labels["val"] != UNLABELLED)
-        return Batches(inputs["val"], one_hot(labels["val"]), self.settings.batch_size, BatchOptions(rows=rows))
+        return Batches(inputs["val"], one_hot(labels["val"]), self.settings.recipe.batch_size, BatchOptions(rows=rows))
 
 
 def load_labels(store: Store) -> dict[str, np.ndarray]:
@@ -224,20 +296,54 @@ def one_hot(labels: np.ndarray) -> np.ndarray:
     return np.equal.outer(labels, np.arange(len(CLASSES))).astype(np.float32)
 
 
-def class_weights(labels: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def row_weights(labels: np.ndarray, rows: np.ndarray, each: np.ndarray) -> np.ndarray:
     """Weight of each row, float32 (N,), with which all classes count equally among `rows`; their mean there is 1.
 
     Args:
         labels: int (N,), UNLABELLED where there is none; such rows weigh 0.
         rows: int (K,), labelled rows.
+        each: float (N,), weight of each row relative to others of its class.
 
     Raises:
         InputError: a class has no image among the rows.
     """
-    counts = np.bincount(labels[rows], minlength=len(CLASSES))
-    if absent := [name for name, count in zip(CLASSES, counts, strict=True) if not count]:
+    totals = np.bincount(labels[rows], each[rows], minlength=len(CLASSES))
+    if absent := [name for name, total in zip(CLASSES, totals, strict=True) if not total]:
         raise InputError(f"no {' and no '.join(absent)} among {len(rows)} training images: add some")
-    return one_hot(labels) @ (len(rows) / len(counts) / counts).astype(np.float32)
+    return (each * (one_hot(labels) @ (len(rows) / len(totals) / totals))).astype(np.float32)
+
+
+def loss_weights(recipe: Recipe, balanced: np.ndarray, each: np.ndarray) -> np.ndarray | None:
+    """Weight of each row's loss, float32 (N,); None: equal weights.
+
+    Args:
+        recipe: with --balance.
+        balanced: (N,), from `row_weights`.
+        each: (N,), weights without regard to classes.
+    """
+    if recipe.balance == "weights":
+        return balanced
+    return None if recipe.balance == "sampling" or (each == 1).all() else each.astype(np.float32)
+
+
+def note(phase: str, result: loop.TrainingResult) -> dict[str, Any]:
+    """What is saved of the training of a phase."""
+    return {
+        phase: {
+            "kept_epoch": result.kept_epoch,
+            "reason": result.reason,
+            "history": result.history,
+            "seconds": result.seconds,
+        }
+    }
+
+
+def fingerprint(model: keras.Model) -> str:
+    """SHA-256 of a model's weights."""
+    digest = hashlib.sha256()
+    for value in model.get_weights():
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
 
 
 def warn_of_seen_masks(store: Store, settings: ClassifierSettings, roi: str) -> None:

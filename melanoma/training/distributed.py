@@ -393,14 +393,14 @@ class ShardedDataset(WrappedDataset):
         """Wraps the batches of all devices together."""
         super().__init__(batches)
         self.devices = devices
-        self.last = len(batches.rows) % batches.batch_size
+        self.last = batches.length % batches.batch_size
         padded = math.ceil(self.last / devices.replicas) * devices.replicas
         self.last_padded = padded + devices.replicas if padded == batches.batch_size else padded
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
         """This process's part of a batch."""
         start = index * self.batches.batch_size
-        end = min(start + self.batches.batch_size, len(self.batches.rows))
+        end = min(start + self.batches.batch_size, self.batches.length)
         length = self.batches.batch_size if end - start == self.batches.batch_size else self.last_padded
         rows = length // self.devices.processes
         first = min(start + self.devices.process * rows, end)

@@ -7,8 +7,9 @@ from typing import Any
 from melanoma.cli import hardware
 from melanoma.errors import InputError
 from melanoma.log import log
+from melanoma.models import backbones
 from melanoma.training.batches import Batches
-from melanoma.training.callbacks import CheckpointCallback, TrainingRun
+from melanoma.training.callbacks import BEST, CheckpointCallback, Selection, TrainingRun
 
 import keras
 
@@ -33,7 +34,9 @@ class Hyperparameters:
     epochs: int  # at most
     learning_rate: float  # peak of `schedule`
     ema: float  # momentum of the weight EMA that is evaluated and kept; 0: no EMA
-    patience: int  # epochs without a new best value after which training stops
+    patience: int  # epochs without a new best value after which training stops, unless the last epoch is kept
+    keep: str = BEST  # of KEEP
+    first_rate: float = 1.0  # learning rate of the first layer relative to the last, see `LayerwiseAdam`
 
 
 @dataclass(frozen=True)
@@ -41,8 +44,8 @@ class TrainingResult:
     """The outcome of a training run."""
 
     history: dict[str, list[float]]  # values after each epoch by metric; those of validation with the prefix val_
-    best_epoch: int  # from 1; 0 if no epoch was better than the start
-    best: float  # the monitored value of the best epoch
+    kept_epoch: int  # whose weights are kept, from 1
+    reason: str  # why those
     seconds: list[float]  # duration of each epoch
 
 
@@ -54,6 +57,34 @@ def schedule(peak: float, steps: int) -> keras.optimizers.schedules.LearningRate
     )
 
 
+class LayerwiseAdam(keras.optimizers.Adam):
+    """Adam with a lower learning rate for the first layers, which need to change least.
+
+    It grows geometrically from layer to layer. Source: Howard and Ruder 2018, arXiv 1801.06146.
+    """
+
+    def __init__(self, model: keras.Model, first_rate: float, **options: Any) -> None:
+        """Sets up the optimizer.
+
+        Args:
+            model: to be trained.
+            first_rate: learning rate of its first layer with weights relative to that of the last.
+            options: of `keras.optimizers.Adam`.
+        """
+        super().__init__(**options)
+        layers = [layer for layer in backbones.flatten_layers(model) if layer.trainable_variables]
+        exponents = [1 - place / max(1, len(layers) - 1) for place in range(len(layers))]
+        self.rates = [
+            first_rate**exponent
+            for layer, exponent in zip(layers, exponents, strict=True)
+            for _ in layer.trainable_variables
+        ]
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        """As the base class, with the learning rate of the variable's layer."""
+        super().update_step(gradient, variable, learning_rate * self.rates[self._get_variable_index(variable)])
+
+
 def fit(
     model: keras.Model,
     train: Batches,
@@ -62,7 +93,7 @@ def fit(
     hyperparameters: Hyperparameters,
     run: TrainingRun,
 ) -> TrainingResult:
-    """Trains with Adam; the model ends with the weights of its best epoch.
+    """Trains with Adam; the model ends with the weights of the epoch that `hyperparameters.keep` names.
 
     Interrupted training continues after its last saved epoch and ends with exactly the weights of uninterrupted
     training, on a GPU as far as the device is deterministic.
@@ -70,16 +101,16 @@ def fit(
     Args:
         model: uncompiled, so that its weight file holds no optimizer state.
         train: training batches.
-        validation: chooses the best epoch; None: the training metric does.
+        validation: evaluated after every epoch; None: the metrics of training count instead.
         objective: loss, metrics and monitored metric.
-        hyperparameters: epochs, learning rate, EMA, patience.
+        hyperparameters: epochs, learning rates, EMA, and which epoch's weights are kept.
         run: checkpoint, plots and devices. Several processes all end with the same weights; only the first saves them.
 
     Raises:
         InputError: the loss or a weight became NaN or infinite, or the checkpoint belongs to another training run.
     """
-    monitor = f"val_{objective.monitor}" if validation else objective.monitor
-    callback = CheckpointCallback(model, monitor, hyperparameters.patience, run)
+    selection = Selection(hyperparameters.keep, objective.monitor, validation is not None, hyperparameters.patience)
+    callback = CheckpointCallback(model, selection, run)
     state = run.checkpoint.load()
     with run.devices.trainer(model, train, validation) as (trainer, device_train, device_validation, copy_back):
         _compile(trainer, objective, hyperparameters, steps=hyperparameters.epochs * len(train))
@@ -109,12 +140,14 @@ def fit(
                 callback.save()
                 raise
     callback.finish()
-    return _result(model.name, monitor, hyperparameters, callback)
+    return _result(model.name, selection, hyperparameters, callback)
 
 
 def _compile(trainer: keras.Model, objective: Objective, hyperparameters: Hyperparameters, steps: int) -> None:
-    optimizer = keras.optimizers.Adam(
-        schedule(hyperparameters.learning_rate, steps),
+    optimizer = LayerwiseAdam(
+        trainer,
+        hyperparameters.first_rate,
+        learning_rate=schedule(hyperparameters.learning_rate, steps),
         use_ema=hyperparameters.ema > 0,
         ema_momentum=hyperparameters.ema or None,
     )
@@ -126,13 +159,15 @@ def _compile(trainer: keras.Model, objective: Objective, hyperparameters: Hyperp
     trainer.compile(optimizer, loss=objective.loss, metrics=metrics)
 
 
-def _result(name: str, monitor: str, hyperparameters: Hyperparameters, callback: CheckpointCallback) -> TrainingResult:
-    best_epoch = callback.best_epoch(callback.history)
-    best = max(callback.monitored(callback.history)) if best_epoch else callback.run.initial_best
+def _result(
+    name: str, selection: Selection, hyperparameters: Hyperparameters, callback: CheckpointCallback
+) -> TrainingResult:
+    kept = selection.epoch(callback.history)
     early = f"; stopped early, no gain in {hyperparameters.patience} epochs"
     log.info(
-        "%s: best %s %.4f in epoch %d of %d%s",
-        *(name, monitor, best, best_epoch, hyperparameters.epochs),
+        "%s: kept the weights of epoch %d of %d: %s; %s %.4f%s",
+        *(name, kept, hyperparameters.epochs, selection.reason(), selection.monitor),
+        callback.history[selection.monitor][kept - 1],
         early if len(callback.seconds) < hyperparameters.epochs else "",
     )
-    return TrainingResult(callback.history, best_epoch, best, callback.seconds)
+    return TrainingResult(callback.history, kept, selection.reason(), callback.seconds)

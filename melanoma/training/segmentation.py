@@ -7,6 +7,7 @@ from typing import Any
 
 from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
+from melanoma.dataset import augment
 from melanoma.dataset.splits import (
     Member,
     are_original,
@@ -46,7 +47,10 @@ class SegmentationSettings:
     batch_size: int
     learning_rate: float
     ema: float
-    folds: int  # networks, each trained without one fold; 1: one network on all images
+    keep: str  # of callbacks.KEEP
+    augmentation: str  # of augment.RANGES
+    folds: int  # networks per seed, each trained without one fold; 1: trained on all images
+    seeds: int  # networks per fold
     seed: int
 
 
@@ -87,7 +91,7 @@ class SegmentationTrainer:
         if not len(validation):
             log.info("no validation masks: the training Jaccard index chooses the best epoch")
         fold_of_row = self._folds(with_mask)
-        members = list_members(settings.folds, 1, settings.seed)
+        members = list_members(settings.folds, settings.seeds, settings.seed)
         design = design_network(store, settings)
         models, results = [], []
         for member in members:
@@ -100,7 +104,10 @@ class SegmentationTrainer:
             model, result = self._train_member(design, rows, validation, member)
             models.append(model)
             results.append(result)
-        history = [{"best_epoch": one.best_epoch, "history": one.history, "seconds": one.seconds} for one in results]
+        history = [
+            {"kept_epoch": one.kept_epoch, "reason": one.reason, "history": one.history, "seconds": one.seconds}
+            for one in results
+        ]
         seconds = statistics.median(second for one in results for second in one.seconds)
         cost = {"weights": models[0].count_params(), "seconds_per_epoch": seconds}
         report = {"design": asdict(design), "training": history, "cost": cost}
@@ -115,14 +122,16 @@ class SegmentationTrainer:
         images, truth = store.load("images", split="train"), store.load("masks", split="train")
         model = segmentation.build(design, images.shape[1], settings.weights)
         log.info("%s%s: %d weights, %d training images", model.name, member.name, model.count_params(), len(rows))
-        options = BatchOptions(rows=rows, seed=member.seed, augment=True, target_is_mask=True)
+        options = BatchOptions(
+            rows=rows, seed=member.seed, augmentation=augment.RANGES[settings.augmentation], target_is_mask=True
+        )
         name = f"{NAME}{member.name}"
         result = loop.fit(
             model,
             Batches(images, truth, settings.batch_size, options),
             self._validation(validation),
             loop.Objective(losses.LOSSES[settings.loss], [losses.jaccard], "jaccard"),
-            loop.Hyperparameters(settings.epochs, settings.learning_rate, settings.ema, PATIENCE),
+            loop.Hyperparameters(settings.epochs, settings.learning_rate, settings.ema, PATIENCE, settings.keep),
             TrainingRun(checkpoints.for_training(store, NAME, name), self.draw(name), devices=self.devices),
         )
         if self.devices.leads:

@@ -262,6 +262,13 @@ def test_array_of_a_limited_run_is_refused_without_the_limit(tmp_path: Path) -> 
         store(tmp_path).load("predicted", split="train")
 
 
+def test_first_rows_are_loaded_if_there_are_as_many(tmp_path: Path) -> None:
+    step1(tmp_path)
+    assert np.array_equal(store(tmp_path, limit=1).load_first("images", 3, split="train"), random(3, 256)[:3])
+    with pytest.raises(StageError, match=f"{ROWS} rows, but {ROWS + 1} are needed"):
+        store(tmp_path).load_first("images", ROWS + 1, split="train")
+
+
 def test_blocks_have_the_rows_of_load(tmp_path: Path) -> None:
     rows = ROW_BLOCK + 3
     step1(tmp_path, rows=rows)
@@ -277,10 +284,11 @@ def test_only_an_array_made_with_the_same_settings_is_reused(tmp_path: Path) -> 
     fourth = Store(tmp_path, contract.CLASSIFIER, {"limit": None, "seed": 0})
     fourth.load("images", split="train")
     fourth.save("features", np.zeros((ROWS, 2), np.float32), **fields)
-    assert store(tmp_path).reusable("features", {"seed": 0}, **fields)
-    assert not store(tmp_path).reusable("features", {"seed": 1}, **fields)
+    assert store(tmp_path).reusable("features", {"seed": 0}, ROWS, **fields)
+    assert not store(tmp_path).reusable("features", {"seed": 0}, ROWS + 1, **fields)
+    assert not store(tmp_path).reusable("features", {"seed": 1}, ROWS, **fields)
     step1(tmp_path, seed=1)
-    assert not store(tmp_path).reusable("features", {"seed": 0}, **fields)
+    assert not store(tmp_path).reusable("features", {"seed": 0}, ROWS, **fields)
 
 
 def test_removed_file_disappears_from_folder_and_manifest(tmp_path: Path) -> None:
@@ -315,10 +323,12 @@ def test_provenance_lists_all_files_behind_a_result(tmp_path: Path) -> None:
     step1(tmp_path)
     step2(tmp_path)
     step3(tmp_path)
-    fourth = Store(tmp_path, contract.CLASSIFIER, {"seed": 7, "weights": Path("file.h5"), "limit": None})
+    fourth = Store(
+        tmp_path, contract.CLASSIFIER, {"seed": 7, "weights": Path("file.h5"), "teacher": ("vgg16",), "limit": None}
+    )
     fourth.load("roi", split="train")
     provenance = fourth.provenance()
-    assert provenance["settings"] == {"seed": 7, "weights": "file.h5", "limit": None}
+    assert provenance["settings"] == {"seed": 7, "weights": "file.h5", "teacher": ["vgg16"], "limit": None}
     scripts = {key: entry["script"] for key, entry in provenance["inputs"].items()}
     assert scripts == {
         "arrays/train_ids.npy": contract.PREPROCESSING,
@@ -342,10 +352,10 @@ def test_branch_keeps_its_inputs_to_itself(tmp_path: Path) -> None:
 def test_classifiers_are_those_with_probabilities(tmp_path: Path) -> None:
     run = store(tmp_path, contract.CLASSIFIER)
     assert run.classifiers() == []
-    for split, name in (("val", "vgg16"), ("test", "mobilenet"), ("val", "mobilenet")):
+    for split, name in (("val", "vgg16"), ("test", "mobilenet0.75"), ("val", "mobilenet0.75")):
         run.save("probabilities", np.ones((1, 3), np.float32), split=split, backbone=name)
     run.save("features", np.ones((1, 3), np.float32), split="val", backbone="xception")
-    assert run.classifiers() == ["mobilenet", "vgg16"]
+    assert run.classifiers() == ["mobilenet0.75", "vgg16"]
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 
 from melanoma.artifacts import contract
 from melanoma.classes import MELANOMA
-from melanoma.dataset.splits import are_original, assign_folds
+from melanoma.dataset.splits import assign_folds, base_rows
 from melanoma.errors import InputError, StageError
 from melanoma.evaluation import occlusion
 from melanoma.inference import openvino
@@ -15,6 +15,7 @@ from melanoma.inference.ensemble import load
 from melanoma.inference.predict import mean_output
 from melanoma.metrics import classification
 from melanoma.models import backbones
+from melanoma.sources import synthetic
 from melanoma.sources.layouts import challenge_2017
 from melanoma.training import checkpoints
 
@@ -32,7 +33,9 @@ def evaluated(folder: Path) -> dict[str, Any]:
 
 
 def probabilities(folder: Path, split: str) -> np.ndarray:
-    return np.array(reader(folder).load("probabilities", split=split, backbone=BACKBONE))
+    """Of the images of --source."""
+    store = reader(folder)
+    return np.array(store.load_first("probabilities", len(base_rows(store, split)), split=split, backbone=BACKBONE))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +57,7 @@ def test_probabilities_are_out_of_fold_on_train_and_the_mean_of_the_calibrated_f
     assert abs(each[0] - each[1]).max() > 1e-4  # another seed, another network
     first_fold = (assign_folds(source, groups, labels, 2, seed=0) == 0)[:, None]
     out_of_fold = np.where(first_fold, each[:2].mean(axis=0), each[2:].mean(axis=0))
-    expected = ensemble.calibration.apply(out_of_fold[source])
+    expected = ensemble.calibration.apply(out_of_fold[: pipeline.COUNTS["train"]])
     assert probabilities(crossed, "train") == pytest.approx(expected, abs=1e-4)
     folds = [mean_output(some, store.load("roi", split="val"), tta=True) for some in (models[:2], models[2:])]
     expected = np.mean([ensemble.calibration.apply(fold) for fold in folds], axis=0)
@@ -63,11 +66,9 @@ def test_probabilities_are_out_of_fold_on_train_and_the_mean_of_the_calibrated_f
 
 def test_cross_validation_is_evaluated_on_originals_and_chooses_the_thresholds(crossed: Path) -> None:
     store, found = reader(crossed), evaluated(crossed)
-    rows = are_original(store.load("source", split="train"))
-    melanoma, score = (
-        store.load("labels", split="train")[rows] == MELANOMA,
-        probabilities(crossed, "train")[rows][:, MELANOMA],
-    )
+    rows = base_rows(store, "train")
+    melanoma = store.load("labels", split="train")[rows] == MELANOMA
+    score = probabilities(crossed, "train")[:, MELANOMA]
     scored = found["splits"]["train"]
     assert scored["n"] == pipeline.COUNTS["train"]
     assert scored["metrics"]["melanoma auc"] == pytest.approx(classification.auc(melanoma, score))
@@ -158,3 +159,75 @@ def test_features_of_given_weights_are_reused_with_another_seed_and_engine(
         pipeline.classify(own_chain, "--weights", str(weights), "--train", "head", "--seed", seed)
         written.append(reader(own_chain).path("features", split="val", backbone=BACKBONE).stat().st_mtime_ns)
     assert written[0] == written[1]
+
+
+# --------------------------------------------------------------------------------------------------------- added images
+
+
+@pytest.fixture(scope="module")
+def with_extra(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A chain with added images, on which the networks of a cross-validation were pretrained; read only."""
+    folder, added = (tmp_path_factory.mktemp(name) for name in ("with_extra", "added"))
+    synthetic.write_sample(added, {"train": 12, "val": 6}, seed=1, size=(66, 88))
+    pipeline.preprocess(source, folder, "--extra", str(added))
+    pipeline.use_true_masks(folder)
+    pipeline.run(contract.ROI, folder)
+    training = ("--folds", "2", "--pretrain", "1", "--extra-weight", "0.5", "--keep", "last", "--mixup", "0.2")
+    pipeline.classify(folder, *training, "--first-rate", "0.1", "--augmentation", "strong", "--label-smoothing", "0.1")
+    pipeline.run(contract.EVALUATION, folder)
+    return folder
+
+
+def test_added_images_are_trained_on_but_neither_predicted_nor_evaluated(with_extra: Path) -> None:
+    store, count = reader(with_extra), pipeline.COUNTS["train"]
+    origin, source = store.load("origin", split="train"), store.load("source", split="train")
+    assert origin[: count + 18].tolist() == [0] * count + [1] * 18 and set(origin[count + 18 :]) == {0, 1}
+    assert origin.tolist() == origin[source].tolist()
+    path = store.path("probabilities", split="train", backbone=BACKBONE)
+    assert np.load(path).shape == (count, 3)
+    lines = (with_extra / "graphics" / "predictions_train.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines[1:]] == store.load("ids", split="train")[:count].tolist()
+    assert evaluated(with_extra)["splits"]["train"]["n"] == count
+
+
+def test_pretraining_is_recorded_with_the_first_network(with_extra: Path) -> None:
+    _, settings = load(reader(with_extra), BACKBONE)
+    phases = {name: list(phases) for name, phases in settings["members"].items()}
+    assert phases == {"_fold1": ["pretrain", "head", "full"], "_fold2": ["head", "full"]}
+    reasons = {phase["reason"] for phases in settings["members"].values() for phase in phases.values()}
+    assert reasons == {"the last"}
+    curves = {path.name for path in (with_extra / "graphics").glob(f"{BACKBONE}*_curves.png")}
+    assert curves == {f"{BACKBONE}_pretrain_curves.png"} | {
+        f"{BACKBONE}_{phase}_fold{fold}_curves.png" for phase in ("head", "full") for fold in (1, 2)
+    }
+
+
+def test_networks_can_be_trained_on_added_images_only(source: Path, tmp_path: Path) -> None:
+    """The images of --source are all for test."""
+    added = tmp_path / "added"
+    synthetic.write_sample(added, {"train": 12}, seed=1, size=(66, 88))
+    pipeline.preprocess(source, tmp_path, "--split", "test", "--extra", str(added))
+    pipeline.use_true_masks(tmp_path)
+    pipeline.run(contract.ROI, tmp_path)
+    pipeline.classify(tmp_path, "--train", "head")
+    pipeline.run(contract.EVALUATION, tmp_path)
+    assert {split: one["n"] for split, one in evaluated(tmp_path)["splits"].items()} == {
+        "test": sum(pipeline.COUNTS.values())
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------- teachers
+
+
+def test_network_is_trained_by_another_and_evaluated_beside_it(crossed: Path, tmp_path: Path) -> None:
+    folder, student = pipeline.copy(crossed, tmp_path / "chain"), "mobilenet0.75"
+    flags = ("--backbone", student, "--train", "head", "--folds", "2", "--teacher", BACKBONE, "--no-tta")
+    pipeline.classify(folder, *flags, "--teacher-weight", "0.5")
+    pipeline.run(contract.EVALUATION, folder)
+    systems = json.loads((folder / "graphics" / "metrics.json").read_text())["systems"]
+    assert set(systems) == {BACKBONE, student}
+    settings = reader(folder).written_with("classifier_settings", backbone=student)
+    assert settings["teacher"] == [BACKBONE] and settings["teacher_weight"] == 0.5
+    pipeline.classify(folder, "--train", "head", "--folds", "2")
+    with pytest.raises(StageError, match="stale"):
+        pipeline.run(contract.EVALUATION, folder, "--backbone", student)

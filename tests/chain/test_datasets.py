@@ -125,6 +125,7 @@ def test_extra_images_are_added_to_train(run: Run, extra: Path, tmp_path: Path) 
     assert store.load("has_mask", split="train").tolist() == [False, False, False, True, False, False]
     groups = store.load("groups", split="train")
     assert groups[3] == groups[4] != groups[5]
+    assert store.load("origin", split="train").tolist() == [0, 0, 0, 1, 1, 1]
     described = store.written_with("ids", split="train")["sources"]
     assert [(one["layout"], one["images"]) for one in described] == [
         ("ISIC 2018 challenge, task 3", 5),
@@ -151,6 +152,7 @@ def test_several_sources_may_be_added(run: Run, extra: Path, tmp_path: Path) -> 
     folder = toy_sources.image_folder(tmp_path / "third")
     assert run(tmp_path / "source", "--extra", str(extra), "--extra", str(folder)) == 0
     assert ids(tmp_path, "train")[6:] == ["third_a", "third_b", "third_c"]
+    assert reader(tmp_path).load("origin", split="train").tolist() == [0] * 3 + [1] * 3 + [2] * 3
 
 
 def test_source_that_is_added_to_itself_is_refused(

@@ -21,7 +21,9 @@ COMMAND = re.compile(r"python (\w+\.py)([^`\n#|;&]*)")
 MODULE_COMMAND = re.compile(r"python -m ((?:melanoma|tools|benchmarks)[\w.]*)")
 CODE_PATH = re.compile(r"`((?:melanoma|tools|tests|benchmarks|requirements|pretrained|docs)/[\w/.-]*)`")
 OTHERS = tuple(f"graphics/predictions_{split}_" for split in SPLITS)  # of classifiers beside the main one
-OPTIONAL = ("graphics/occlusion", "graphics/gradcam", "graphics/comparison", *OTHERS)  # written in certain cases only
+PRETRAINING = f"graphics/{pipeline.BACKBONE}_pretrain"
+# Written in certain cases only.
+OPTIONAL = ("graphics/occlusion", "graphics/gradcam", "graphics/comparison", PRETRAINING, *OTHERS)
 FOREIGN_FLAGS = {"--images", "--kills"}  # of the benchmarks
 EXAMPLE = {"split": SPLITS, "backbone": (pipeline.BACKBONE,), "member": ("",)}
 

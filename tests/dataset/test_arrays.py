@@ -61,10 +61,13 @@ def failing() -> Iterator[augment.ImageAndMask]:
 
 
 def write(data: Store, split: str, rows: list[arrays.Row], values: Iterator[augment.ImageAndMask]) -> list[str]:
-    """Writes a split whose images are each a group of their own, numbered from 7."""
-    group_of = {row.record: 7 + row.source for row in rows}
+    """Writes a split whose images are each a group of their own, numbered from 7; the first is of --source."""
+    numbers = {
+        "groups": {row.record: 7 + row.source for row in rows},
+        "origin": {row.record: row.source for row in rows},
+    }
     with contextlib.ExitStack() as files:
-        return arrays.write_split(data, files, split, rows, values, group_of)
+        return arrays.write_split(data, files, split, rows, values, numbers)
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -73,7 +76,7 @@ def test_split_has_the_arrays_that_its_source_allows(labelled: bool, masked: boo
     records = [record(name, MELANOMA if labelled else None, Path("m.png") if masked else None) for name in "ab"]
     data = store(tmp_path)
     names = write(data, "val", arrays.plan_rows(records, "val", 1), pixels(2, masked))
-    always = {"ids", "source", "groups", "images"}
+    always = {"ids", "source", "groups", "origin", "images"}
     assert set(names) == {*always, *["labels"] * labelled, *["masks", "has_mask"] * masked}
     assert data.load("ids", split="val").tolist() == ["a", "b"]
     assert data.load("images", split="val")[:, 0, 0, 0].tolist() == [0, 1]
@@ -88,8 +91,9 @@ def test_rows_without_label_or_mask_are_marked(tmp_path: Path, caplog: pytest.Lo
     data, image = store(tmp_path), np.zeros((SIZE, SIZE, 3), np.uint8)
     lesion = np.ones((SIZE, SIZE, 1), np.uint8)
     write(data, "train", rows, iter([(image, lesion), (image, None), (image, lesion), (image, None)]))
-    found = {name: data.load(name, split="train") for name in ("source", "groups", "labels", "has_mask", "masks")}
-    assert found["source"].tolist() == [0, 1, 2, 1] and found["groups"].tolist() == [7, 8, 9, 8]
+    found = {name: data.load(name, split="train") for name in ("source", "labels", "has_mask", "masks")}
+    numbers = [data.load(name, split="train").tolist() for name in ("groups", "origin")]
+    assert found["source"].tolist() == [0, 1, 2, 1] and numbers == [[7, 8, 9, 8], [0, 1, 2, 1]]
     assert found["labels"].tolist() == [UNLABELLED, MELANOMA, NEVUS, MELANOMA]
     assert found["has_mask"].tolist() == [True, False, True, False]
     assert found["masks"].any(axis=(1, 2, 3)).tolist() == [True, False, True, False]
@@ -105,7 +109,7 @@ def test_error_keeps_the_arrays_of_an_earlier_run(tmp_path: Path) -> None:
 
 
 def test_arrays_of_an_earlier_run_that_were_not_written_again_are_removed(tmp_path: Path) -> None:
-    data, again = store(tmp_path), {"ids", "source", "groups", "images"}
+    data, again = store(tmp_path), {"ids", "source", "groups", "origin", "images"}
     for split in ("val", "test"):
         rows = arrays.plan_rows([record("a", NEVUS, Path("m.png"))], split, 1)
         names = write(data, split, rows, pixels(1, mask=True))

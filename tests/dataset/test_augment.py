@@ -1,5 +1,6 @@
 """Random augmentation keeps image and mask aligned; flips and quarter turns can be undone."""
 
+import dataclasses
 from collections.abc import Callable
 
 from melanoma.dataset import augment
@@ -114,9 +115,34 @@ def test_areas_outside_the_frame_are_filled_by_reflection() -> None:
         assert (augment.warp(image, augment.random_geometry(rng(seed), SIZE)) == 200).all()
 
 
-def test_zoom_stays_within_its_range() -> None:
-    areas = [abs(np.linalg.det(augment.random_geometry(rng(seed), SIZE)[:, :2])) for seed in range(200)]
-    assert 1 / 1.15**2 <= min(areas) < 0.85 and 1.25 < max(areas) <= 1 / 0.85**2
+def random_transforms(ranges: augment.Ranges) -> list[np.ndarray]:
+    """The linear parts of random geometries, (2, 2)."""
+    return [augment.random_geometry(rng(seed), SIZE, ranges)[:, :2] for seed in range(200)]
+
+
+@pytest.mark.parametrize("name", augment.RANGES)
+def test_zoom_stays_within_its_range(name: str) -> None:
+    low, high = (1 / zoom**2 for zoom in reversed(augment.RANGES[name].zoom))  # of the area shown
+    areas = [abs(np.linalg.det(transform)) for transform in random_transforms(augment.RANGES[name])]
+    assert low <= min(areas) < 1.1 * low and 0.9 * high < max(areas) <= high
+
+
+@pytest.mark.parametrize(("name", "stretch"), [("standard", 0.0), ("strong", 0.2)])
+def test_strong_augmentation_stretches_in_one_direction_and_shrinks_in_the_other(name: str, stretch: float) -> None:
+    ranges = dataclasses.replace(augment.RANGES[name], zoom=(1.0, 1.0), shear=0.0)
+    sides = np.array([np.linalg.svd(transform, compute_uv=False) for transform in random_transforms(ranges)])
+    assert sides.prod(axis=1) == pytest.approx(np.ones(200))  # the area stays
+    ratios = np.log(sides[:, 0] / sides[:, 1])
+    assert 0.95 * stretch <= ratios.max() <= stretch + 1e-9
+
+
+def test_strong_augmentation_changes_colours_more() -> None:
+    grey = np.full((4, 4, 3), 128, np.uint8)
+    spread = {
+        name: np.std([augment.augment(grey, rng(seed), ranges=ranges)[0].mean() for seed in range(100)])
+        for name, ranges in augment.RANGES.items()
+    }
+    assert spread["strong"] > 1.3 * spread["standard"]
 
 
 @pytest.mark.parametrize("view", range(augment.VIEWS))

@@ -24,6 +24,7 @@ from melanoma.errors import InputError
 from melanoma.sources.records import Record, Source, Splits
 
 import numpy as np
+import pipeline
 import pytest
 
 
@@ -243,6 +244,12 @@ def test_rows_that_are_their_own_source_are_originals() -> None:
     assert splits.are_original(np.array([0, 1, 1, 0, 1])).tolist() == [True, True, False, False, False]
 
 
+def test_base_rows_are_the_originals_of_the_source(tmp_path: Path) -> None:
+    pipeline.save_rows(tmp_path, "train", [0, 1, 2, 3, 1, 3], base=3)
+    assert splits.base_rows(Store(tmp_path, contract.CLASSIFIER, {}), "train").tolist() == [0, 1, 2]
+    assert splits.base_rows(Store(tmp_path, contract.CLASSIFIER, {"limit": 2}), "train").tolist() == [0, 1]
+
+
 def test_split_without_labels_has_unlabelled_rows(tmp_path: Path) -> None:
     store = Store(tmp_path, contract.PREPROCESSING, {})
     store.save("ids", np.array(["a", "b"]), split="val")
@@ -365,6 +372,32 @@ def test_fold_without_images_is_refused() -> None:
     groups, labels = np.repeat(range(4), (2, 2, 1, 4)), np.array([0, 0, 2, 2, 2, 2, 2, 2, 0])
     with pytest.raises(InputError, match="--folds 4: a fold gets no images"):
         assign_folds(np.arange(9), groups, labels, 4, seed=4)
+
+
+# Rows 6 to 8 are of --extra, the last of them in a group with row 2. Rows 9 to 12 are copies.
+WITH_EXTRA = np.array([*range(9), 1, 2, 6, 8])
+GROUPS_WITH_EXTRA = np.array([*range(8), 2])[WITH_EXTRA]
+EXTRA = np.isin(WITH_EXTRA, [6, 7, 8])
+
+
+def test_extra_images_are_held_out_only_with_images_of_their_group() -> None:
+    labels = WITH_EXTRA % 3
+    assigned = assign_folds(WITH_EXTRA, GROUPS_WITH_EXTRA, labels, 3, 0, EXTRA).tolist()
+    assert assigned[:6] == assign_folds(WITH_EXTRA[:6], GROUPS_WITH_EXTRA[:6], labels[:6], 3, 0).tolist()
+    assert assigned[6:8] == [splits.NEVER_HELD_OUT] * 2 and assigned[8] == assigned[2]
+    assert assigned[9:] == [assigned[row] for row in (1, 2, 6, 8)]
+
+
+def test_single_fold_holds_the_images_of_the_source() -> None:
+    assigned = assign_folds(WITH_EXTRA, GROUPS_WITH_EXTRA, WITH_EXTRA % 3, 1, 0, EXTRA)
+    assert set(assigned[~EXTRA]) == {0} and assigned[6:8].tolist() == [splits.NEVER_HELD_OUT] * 2
+
+
+def test_without_images_of_the_source_nothing_can_be_held_out() -> None:
+    source, extra = np.array([0, 1, 1]), np.ones(3, bool)
+    assert assign_folds(source, source, source, 1, 0, extra).tolist() == [splits.NEVER_HELD_OUT] * 3
+    with pytest.raises(InputError, match="--folds 2 is more than the 0 training images"):
+        assign_folds(source, source, source, 2, 0, extra)
 
 
 # -------------------------------------------------------------------------------------------------------------- members

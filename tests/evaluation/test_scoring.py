@@ -152,6 +152,16 @@ def test_images_without_label_are_not_evaluated_but_listed(partly: Path, caplog:
     assert np.array_equal(system.of_images(images, evaluated).probabilities["train"], np.eye(4, 3)[[0, 2, 3]])
 
 
+def test_images_of_other_sources_are_not_evaluated(partly: Path) -> None:
+    pipeline.save_rows(partly / "data", "train", [0, 1, 2, 3, 1], base=3)
+    classifier = Store(partly / "data", contract.CLASSIFIER, {"backbone": "a", "pretrained": False})
+    classifier.save("probabilities", np.eye(3, dtype=np.float32), split="train", backbone="a")
+    images = scoring.load_images(reader(partly))
+    assert images.ids == images.all_ids == {"train": ["train0", "train1", "train2"]}
+    assert scoring.to_evaluate(images, []).labels["train"].tolist() == [0, 1]
+    assert scoring.load_classifier(reader(partly), images, "a").probabilities["train"].tolist() == np.eye(3).tolist()
+
+
 def test_submitted_predictions_cover_images_without_label_too(partly: Path) -> None:
     table = partly / "other.csv"
     table.write_text("".join(f"train{row},0.{row},0\n" for row in range(4)))

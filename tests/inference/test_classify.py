@@ -61,14 +61,16 @@ def test_without_cross_validation_train_is_not_predicted(store: Store) -> None:
     assert store.settings["inference"] == "engine False"
 
 
-def test_augmented_copies_get_the_out_of_fold_probabilities_of_their_original(store: Store) -> None:
+@pytest.mark.parametrize("base", [4, 3])
+def test_after_a_cross_validation_the_originals_of_the_source_are_predicted_in_train(base: int, store: Store) -> None:
+    save_rows(store.data, "train", SOURCE["train"], base)
     out_of_fold = FOLDS[:, None] == np.arange(2)
     found, ensemble = predict(store, out_of_fold)
-    assert found["train"][:, 0, 1] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.2, 0.4])
+    assert found["train"][:, 0, 1] == pytest.approx([0.1, 0.2, 0.3, 0.4][:base])
     of_train, *of_others = ensemble.out_of_fold
-    assert of_train is not None and np.array_equal(of_train, out_of_fold[:4])
+    assert of_train is not None and np.array_equal(of_train, out_of_fold[:base])
     assert of_others == [None, None]
-    assert store.settings["inference"] == "engine False, engine True"
+    assert store.settings["inference"] == ("engine False, engine True" if base == 4 else "engine False")
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

@@ -45,6 +45,8 @@ def weight_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("MobileNetV2", "mobilenetv2"),
         ("densenet121", "densenet121"),
         ("DenseNet-121", "densenet121"),
+        ("efficientnet_lite0", "efficientnetlite0"),
+        ("mobilenet_0.75", "mobilenet0.75"),
     ],
 )
 def test_backbone_has_several_spellings(text: str, name: str) -> None:
@@ -74,13 +76,14 @@ def test_flags_have_the_defaults_given() -> None:
         ("densenet121", None, [[-0.485 / 0.229, (0.5 - 0.456) / 0.224, (1 - 0.406) / 0.225]]),  # standardised RGB
         ("mobilenet", "torch", [[-0.485 / 0.229, (0.5 - 0.456) / 0.224, (1 - 0.406) / 0.225]]),
         ("efficientnetb0", None, [[0, 127.5, 255]]),  # scales inside the backbone
+        ("efficientnet_lite0", None, [[-127 / 128, 0.5 / 128, 1]]),
     ],
 )
 def test_preprocessing_is_that_of_the_backbone_or_as_asked(
     name: str, scaling: str | None, expected: list[list[float]]
 ) -> None:
     image = keras.ops.convert_to_tensor(np.array([0, 127.5, 255], np.float32).reshape(1, 1, 1, 3))
-    found = np.asarray(backbones.preprocess(name, image, scaling)).reshape(1, 3)
+    found = np.asarray(backbones.preprocess(backbones.backbone_name(name), image, scaling)).reshape(1, 3)
     assert found == pytest.approx(np.array(expected), abs=1e-4)
 
 
@@ -108,6 +111,13 @@ def test_batch_normalisation_is_trained_only_from_random_weights(weight_file: Pa
     assert not frozen.trainable and frozen.trainable_weights == []
     assert free.trainable and len(free.trainable_weights) == 2
     assert frozen.momentum == free.momentum == backbones.BATCHNORM_MOMENTUM
+
+
+@pytest.mark.parametrize("weights", ["none", "{file}"])
+@pytest.mark.parametrize("trained", [True, False])
+def test_batch_normalisation_is_trained_or_frozen_as_asked(weights: str, trained: bool, weight_file: Path) -> None:
+    (layer,) = batchnorm_layers(backbones.build("toy", SIZE, weights.format(file=weight_file), train_batchnorm=trained))
+    assert len(layer.trainable_weights) == 2 * trained
 
 
 @pytest.mark.filterwarnings("ignore:Skipping nested container:UserWarning")

@@ -41,6 +41,12 @@ def test_probabilities_are_the_head_on_the_extracted_features() -> None:
     assert abs(probabilities - 1 / 3).max() > 1e-4  # the head does not ignore its input
 
 
+def test_batch_normalisation_of_the_backbone_is_frozen_on_request() -> None:
+    for trained in (None, True, False):
+        network = classifier.build("toy", SIZE, "none", train_batchnorm=trained)
+        assert network.backbone.get_layer("norm").trainable == (trained is not False)
+
+
 def test_head_of_2018_has_1024_units_and_dropout() -> None:
     head = classifier.build_head(7)
     assert [layer.name for layer in head.layers] == ["features", "dense", "dropout", "classes"]

@@ -33,6 +33,18 @@ def test_dice_cross_entropy_by_hand() -> None:
     assert np.asarray(losses.dice_cross_entropy(truth, predicted)) == pytest.approx(expected, rel=1e-5)
 
 
+def test_pixels_at_the_border_weigh_more_by_hand() -> None:
+    truth = np.zeros((1, 32, 32, 1), np.float32)  # width of the strip: 1 + 2 * round(0.02 * 32) pixels
+    truth[0, :16] = 1
+    predicted = np.where(truth, 0.9, 0.2).astype(np.float32)
+    predicted[0, 15:17] = 0.5  # the two rows of pixels at the border
+    inside, outside, border = 15 * -math.log(0.9), 15 * -math.log(0.8), 2 * math.log(2)
+    weighted = (inside + outside + 5 * border) / (30 + 5 * 2)
+    overlap, total = 32 * (15 * 0.9 + 0.5), 32 * (16 + 15 * 0.9 + 2 * 0.5 + 15 * 0.2)
+    expected = 1 - (2 * overlap + 1) / (total + 1) + weighted
+    assert np.asarray(losses.dice_border_cross_entropy(truth, predicted)) == pytest.approx([expected], rel=1e-5)
+
+
 def test_tversky_by_hand() -> None:
     truth = np.array([1, 1, 1, 1, 0, 0, 0, 0], np.float32).reshape(1, 2, 4, 1)
     predicted = np.array([1, 1, 0, 0, 1, 0, 0, 0], np.float32).reshape(1, 2, 4, 1)

@@ -32,6 +32,7 @@ def small_segnet(size: int, input_size: int, mean: list[float], std: list[float]
         (Design("segnet", 32, mean=[120.0, 110, 100], std=[40.0, 30, 20]), 16),
         (Design("unet", 48, "toy"), 40),
         pytest.param(Design("unet", 48, "mobilenetv2"), 40, marks=pytest.mark.slow),
+        pytest.param(Design("unet", 48, "efficientnetlite0"), 40, marks=pytest.mark.slow),
         pytest.param(Design("unet", 96, "xception"), 64, marks=pytest.mark.slow),
         pytest.param(Design("unet", 32, "densenet121"), 32, marks=pytest.mark.slow),
     ],
@@ -116,6 +117,7 @@ def test_skip_features_are_the_last_maps_of_every_level_without_padded_ones_and_
         ("xception", [93, 47, 24, 12, 6]),
         ("densenet121", [96, 48, 24, 12, 6]),
         ("efficientnetb0", [96, 48, 24, 12, 6]),
+        ("efficientnetlite0", [96, 48, 24, 12, 6]),
     ],
 )
 def test_real_backbones_have_skip_features_of_five_levels(backbone: str, sides: list[int]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from melanoma.classes import KERATOSIS, MELANOMA, NEVUS
 from melanoma.errors import InputError
 from melanoma.sources import reader
-from melanoma.sources.records import Source
+from melanoma.sources.records import Record, Source, origins
 
 import pytest
 import toy_sources
@@ -535,6 +535,11 @@ def test_ids_of_several_extra_sources_are_unique(tmp_path: Path) -> None:
     sources = reader.read_all(folders[0], folders[1:], None, False)
     ids = [record.id for source in sources for record in source.records]
     assert len(set(ids)) == 9 and ids[3] == "images_a" and ids[6] == "images2_a"
+
+
+def test_origin_of_an_image_is_the_place_of_its_source(tmp_path: Path) -> None:
+    first, second = (Source(tmp_path, "", {None: [Record(name, tmp_path / name, None, 0)]}) for name in "ab")
+    assert {record.id: place for record, place in origins([first, second]).items()} == {"a": 0, "b": 1}
 
 
 def test_source_given_twice_is_refused(tmp_path: Path) -> None:

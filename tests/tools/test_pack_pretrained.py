@@ -117,9 +117,10 @@ def test_descriptions_have_data_settings_metrics_machine_and_versions(chain: Pat
     assert str(chain) not in json.dumps([found, description("segnet")])
 
 
-def test_segmentation_networks_of_several_folds_are_not_packed(chain: Path) -> None:
-    pipeline.segment(chain, "--folds", "2")
-    with pytest.raises(InputError, match="--folds or --limit"):
+@pytest.mark.parametrize("flag", ["--folds", "--seeds"])
+def test_several_segmentation_networks_are_not_packed(flag: str, chain: Path) -> None:
+    pipeline.segment(chain, flag, "2")
+    with pytest.raises(InputError, match="--folds, --seeds or --limit"):
         pack(pretrained.SEGNET, chain)
 
 

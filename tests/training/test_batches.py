@@ -1,11 +1,16 @@
 """Batches: order, sampling, augmentation and loss weights of the rows."""
 
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+from melanoma.dataset import augment
 from melanoma.training.batches import Batches, BatchOptions
 
 import numpy as np
 import pytest
 
-AUGMENTED_MASKS = BatchOptions(seed=1, augment=True, target_is_mask=True)
+AUGMENTED_MASKS = BatchOptions(seed=1, augmentation=augment.STANDARD, target_is_mask=True)
 
 
 def bright_squares(count: int, size: int = 16) -> tuple[np.ndarray, np.ndarray]:
@@ -52,7 +57,8 @@ def test_only_the_chosen_rows_come() -> None:
 
 def test_the_same_seed_and_epoch_give_the_same_batches() -> None:
     first, again, other = (
-        Batches(*bright_squares(6), 4, BatchOptions(seed=seed, augment=True, target_is_mask=True)) for seed in (1, 1, 2)
+        Batches(*bright_squares(6), 4, BatchOptions(seed=seed, augmentation=augment.STANDARD, target_is_mask=True))
+        for seed in (1, 1, 2)
     )
     assert np.array_equal(first.order, again.order)
     first_epoch = epoch(first)[0]
@@ -80,7 +86,9 @@ def test_augmentation_of_a_row_does_not_depend_on_the_batch_size() -> None:
 
 def test_an_image_and_its_mask_are_augmented_with_the_same_geometry() -> None:
     images, masks = bright_squares(12, size=48)
-    augmented, targets = epoch(Batches(images, masks, 5, BatchOptions(seed=0, augment=True, target_is_mask=True)))
+    augmented, targets = epoch(
+        Batches(images, masks, 5, BatchOptions(seed=0, augmentation=augment.STANDARD, target_is_mask=True))
+    )
     for image, mask, original in zip(augmented, targets[..., 0].astype(bool), masks[..., 0], strict=True):
         bright = image.mean(axis=2) > 128
         assert (bright & mask).sum() / (bright | mask).sum() > 0.85
@@ -90,7 +98,7 @@ def test_an_image_and_its_mask_are_augmented_with_the_same_geometry() -> None:
 def test_augmentation_changes_neither_labels_nor_the_arrays_given() -> None:
     images, labels = bright_squares(6)[0], np.eye(6, dtype=np.float32)
     before = images.copy()
-    augmented, targets = epoch(Batches(images, labels, 4, BatchOptions(seed=0, augment=True)))
+    augmented, targets = epoch(Batches(images, labels, 4, BatchOptions(seed=0, augmentation=augment.STANDARD)))
     assert np.array_equal(targets, labels) and np.array_equal(images, before)
     assert not np.array_equal(augmented, images)
 
@@ -104,11 +112,61 @@ def test_sampling_weights_draw_rare_classes_as_often_as_frequent_ones() -> None:
     assert set(batches.order) <= set(rows)
 
 
+@pytest.mark.parametrize("length", [7, 30])
+def test_epoch_has_the_length_asked_for(length: int) -> None:
+    options = BatchOptions(seed=0, sampling_weights=np.ones(12), length=length)
+    batches = Batches(np.arange(12), np.arange(12), 5, options)
+    for _ in range(2):
+        assert [len(batches[index][0]) for index in range(len(batches))] == [5] * (length // 5) + [2] * (length % 5 > 0)
+        batches.on_epoch_end()
+
+
 def test_a_row_drawn_twice_is_augmented_differently_each_time() -> None:
     images = bright_squares(1)[0]
-    options = BatchOptions(rows=np.zeros(4, int), seed=0, augment=True, sampling_weights=np.ones(1))
+    options = BatchOptions(rows=np.zeros(4, int), seed=0, augmentation=augment.STANDARD, sampling_weights=np.ones(1))
     first, *others = Batches(images, np.zeros(1), 4, options)[0][0]
     assert not any(np.array_equal(first, other) for other in others)
+
+
+def test_mixup_by_hand() -> None:
+    images = np.array([40, 200, 3], np.uint8)[:, None, None, None] + np.zeros((3, 4, 4, 3), np.uint8)
+    targets = np.eye(3, dtype=np.float32)
+    batches = Batches(images, targets, 3, BatchOptions(rows=np.array([0, 1]), mixup=0.4))
+    drawn = []
+
+    def beta(*parameters: float) -> float:
+        drawn.append(parameters)
+        return 0.25
+
+    rng: Any = SimpleNamespace(integers=lambda count: count - 1, beta=beta)  # the last of the two rows
+    image, target = batches.mix(images[0], targets[0], rng)
+    assert image.dtype == np.uint8 and (image == 160).all()  # 0.25 * 40 + 0.75 * 200
+    assert target.tolist() == [0.25, 0.75, 0] and drawn == [(0.4, 0.4)]
+
+
+def test_mixed_targets_are_the_weights_of_the_mixed_images() -> None:
+    brightness = np.linspace(0, 250, 6, dtype=np.float32)
+    images = np.zeros((6, 4, 4, 3), np.uint8) + brightness.astype(np.uint8)[:, None, None, None]
+    rows = np.array([0, 2, 3, 5])
+    epochs = [
+        epoch(Batches(images, np.eye(6, dtype=np.float32), size, BatchOptions(rows=rows, seed=0, mixup=1.0)))
+        for size in (1, 4)
+    ]
+    mixed, targets = epochs[0]
+    assert targets.sum(axis=1) == pytest.approx(np.ones(4)) and not targets[:, [1, 4]].any()
+    assert (np.count_nonzero(targets, axis=1) == 2).sum() >= 2  # a row may be mixed with itself
+    assert np.allclose(mixed[:, 0, 0, 0], targets @ brightness, atol=0.51)
+    assert np.array_equal(mixed, epochs[1][0]) and np.array_equal(targets, epochs[1][1])  # whatever the batch size
+    assert images[:, 0, 0, 0].tolist() == brightness.tolist()  # the array given stays
+
+
+def test_images_are_augmented_before_they_are_mixed() -> None:
+    images, targets = bright_squares(2)[0], np.zeros((2, 3), np.float32)
+    options = BatchOptions(seed=0, augmentation=augment.STRONG, mixup=1.0)
+    augmented_only = epoch(Batches(images, targets, 2, dataclasses.replace(options, mixup=0.0)))[0]
+    mixed = epoch(Batches(images, targets, 2, options))[0]
+    other = epoch(Batches(images, targets, 2, dataclasses.replace(options, augmentation=augment.STANDARD)))[0]
+    assert not np.array_equal(mixed, augmented_only) and not np.array_equal(mixed, other)
 
 
 def test_loss_weights_follow_their_rows() -> None:

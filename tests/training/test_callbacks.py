@@ -9,7 +9,7 @@ from typing import Any
 from melanoma.errors import InputError
 from melanoma.training import callbacks
 from melanoma.training.batches import Batches
-from melanoma.training.callbacks import CheckpointCallback
+from melanoma.training.callbacks import CheckpointCallback, Selection
 
 import keras
 import numpy as np
@@ -23,6 +23,46 @@ def iterators_freed() -> Iterator[None]:
     """Frees what interrupted trainings leave behind: the longer tf.data ran, the longer freeing its iterator takes."""
     yield
     gc.collect()
+
+
+# ----------------------------------------------------------------------------------------------- whose weights are kept
+
+HISTORY = {
+    "loss": [0.9, 0.6, 0.4, 0.3],
+    "auc": [0.5, 0.8, 0.7, 0.6],
+    "val_loss": [0.9, 0.5, 0.6, 0.5],
+    "val_auc": [0.6, math.nan, 0.8, 0.8],
+}
+
+
+@pytest.mark.parametrize(
+    ("keep", "on_validation", "monitor", "epoch", "reason"),
+    [
+        ("last", True, "val_auc", 4, "the last"),
+        ("best", True, "val_auc", 3, "best auc of validation"),  # the first of equal values
+        ("lowest-loss", True, "val_loss", 2, "lowest loss of validation"),
+        ("last", False, "auc", 4, "the last"),
+        ("best", False, "auc", 2, "best auc of training"),
+        ("lowest-loss", False, "loss", 4, "lowest loss of training"),
+    ],
+)
+def test_epoch_is_selected_by_hand(keep: str, on_validation: bool, monitor: str, epoch: int, reason: str) -> None:
+    selection = Selection(keep, "auc", on_validation, patience=2)
+    assert (selection.monitor, selection.epoch(HISTORY), selection.reason()) == (monitor, epoch, reason)
+    assert selection.stops(HISTORY) == (epoch == 2)
+    assert Selection(keep, "auc", on_validation, patience=3).stops(HISTORY) is False
+
+
+def test_before_the_first_epoch_nothing_is_selected_and_training_goes_on() -> None:
+    for keep in callbacks.KEEP:
+        selection = Selection(keep, "auc", True, patience=1)
+        assert selection.epoch({}) == 0 and not selection.stops({})
+
+
+def test_nan_is_worse_than_every_number() -> None:
+    selection = Selection("best", "auc", True, patience=9)
+    assert selection.epoch({"val_auc": [math.nan, -5.0, math.nan]}) == 2
+    assert selection.epoch({"val_auc": [math.nan, math.nan]}) == 1
 
 
 # ----------------------------------------------------------------------------------------------------- NaN and infinity
@@ -51,7 +91,7 @@ def test_nan_loss_stops_training_and_the_last_good_state_is_kept(tmp_path: Path)
         toy_training.fit(dense(), counting(regression(4, seed=0), first_bad_epoch=2), tmp_path)
     state = toy_training.checkpoint(tmp_path, epochs=3).load()
     assert state and len(state.seconds) == 1 and not state.finished
-    assert all(np.isfinite(value).all() for value in (*state.variables, *state.best))
+    assert all(np.isfinite(value).all() for value in (*state.variables, *state.kept))
 
 
 def test_nan_loss_is_noticed_within_a_long_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,19 +136,22 @@ def fit_until_interrupted(epoch: int, *arguments: Any, **changes: Any) -> None:
     gc.collect()  # see `iterators_freed`
 
 
-@pytest.mark.parametrize(("ema", "epochs"), [(0.0, (3,)), (0.9, (1, 3))])
+@pytest.mark.parametrize(
+    ("changes", "epochs"),
+    [({}, (3,)), ({"ema": 0.9}, (1, 3)), ({"first_rate": 0.1, "keep": "last"}, (3,)), ({"keep": "lowest-loss"}, (3,))],
+)
 def test_resumed_training_ends_with_exactly_the_weights_of_an_uninterrupted_one(
-    ema: float, epochs: tuple[int, ...], tmp_path: Path
+    changes: dict[str, Any], epochs: tuple[int, ...], tmp_path: Path
 ) -> None:
     model = dropout()
-    settings: dict[str, Any] = {"epochs": 4, "ema": ema}
+    settings: dict[str, Any] = {"epochs": 4} | changes
     uninterrupted = toy_training.fit(model, regression(4, seed=3), tmp_path / "uninterrupted", **settings)
     for epoch in epochs:
         folder = tmp_path / str(epoch)
         fit_until_interrupted(epoch, dropout(), regression(4, seed=3), folder, **settings)
         resumed_model = dropout()
         resumed = toy_training.fit(resumed_model, regression(4, seed=3), folder, **settings)
-        assert resumed.history == uninterrupted.history and resumed.best_epoch == uninterrupted.best_epoch
+        assert resumed.history == uninterrupted.history and resumed.kept_epoch == uninterrupted.kept_epoch
         assert len(resumed.seconds) == 4
         assert toy_training.same_weights(resumed_model, model)
 
@@ -167,7 +210,7 @@ def test_states_are_saved_and_curves_drawn_during_training_but_not_every_epoch(
 ) -> None:
     drawn: list[int] = []
 
-    def draw(history: dict[str, list[float]], seconds: list[float], best_epoch: int) -> None:
+    def draw(history: dict[str, list[float]], seconds: list[float], kept_epoch: int) -> None:
         drawn.append(len(seconds))
 
     monkeypatch.setattr(callbacks, "SECONDS_BETWEEN_SAVES", 3600)

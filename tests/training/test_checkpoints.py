@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_saved_state_is_loaded_unchanged(tmp_path: Path) -> None:
     variables: list[np.ndarray] = [np.arange(6, dtype=np.float32).reshape(2, 3), np.array(7, np.int64)]
-    saved = State({"loss": [0.5, 0.25]}, [1.0, 2.0], variables=variables, best=[np.ones(11) * n for n in range(11)])
+    saved = State({"loss": [0.5, 0.25]}, [1.0, 2.0], variables=variables, kept=[np.ones(11) * n for n in range(11)])
     checkpoint = Checkpoint(tmp_path / "new" / "state.npz", {"seed": 0})
     assert checkpoint.load() is None
     checkpoint.save(saved)

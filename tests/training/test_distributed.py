@@ -18,7 +18,7 @@ from melanoma.artifacts import contract
 from melanoma.cli.locking import PREFIX
 from melanoma.errors import InputError
 from melanoma.training import distributed
-from melanoma.training.batches import Batches
+from melanoma.training.batches import Batches, BatchOptions
 from melanoma.training.distributed import Mirrored, Peers, RepeatedDataset, ShardedDataset
 
 import keras
@@ -131,6 +131,16 @@ def test_processes_together_get_every_row_of_a_batch_once(rows: int, batch_size:
         assert (len(together) == batch_size) == (end - first == batch_size)
         lengths.add(len(together))
     assert len(lengths) <= 2
+
+
+def test_epoch_with_replacement_may_have_fewer_rows_than_there_are() -> None:
+    options = BatchOptions(seed=0, sampling_weights=np.ones(24), length=13)
+    batches = Batches(np.arange(1, 25), np.arange(1, 25), 8, options)
+    devices: Any = SimpleNamespace(process=0, processes=1, replicas=4)
+    dataset = ShardedDataset(batches, devices)
+    parts = [dataset[index][0].tolist() for index in range(len(dataset))]
+    assert parts[0] + parts[1][: dataset.last] == (batches.order + 1).tolist()
+    assert parts[1][dataset.last :] == [0] * 7 and len(parts) == 2  # 12 rows: 8 would be a batch without padding
 
 
 def test_mirrored_strategy_trains_like_a_single_device(tmp_path: Path) -> None:
@@ -334,6 +344,7 @@ def on_jax(source: Path, finished: Path, tmp_path_factory: pytest.TempPathFactor
 
     chain: all scripts on one device. two_devices: the segmentation network trained again on two. training: see
     `subprocess_runs.training`. {tensorflow,jax}_chain_on_jax.npz: predictions of the weights of two chains.
+    layer_steps.json: see `toy_training.layer_steps`.
     """
     folder = tmp_path_factory.mktemp("jax")
     chain, two_devices, training = (folder / name for name in ("chain", "two_devices", "training"))
@@ -342,6 +353,7 @@ def on_jax(source: Path, finished: Path, tmp_path_factory: pytest.TempPathFactor
     preprocessing = [contract.PREPROCESSING, "--source", source, "--size", str(pipeline.SIZE), "--jobs", "1"]
     steps = [preprocessing, SEGNET, [contract.ROI], CLASSIFIER, [contract.EVALUATION]]
     runs = [
+        ["layer_steps", folder, 0.01],
         COMPARABLE,
         ["scripts", chain, *steps],
         ["predict", chain, folder / "jax_chain_on_jax.npz"],
@@ -359,6 +371,11 @@ def test_all_five_scripts_run_on_jax(on_jax: Path) -> None:
     settings = pipeline.reader(on_jax / "chain").written_with("probabilities", split="val", backbone=pipeline.BACKBONE)
     assert settings["keras_backend"] == "jax"
     assert (on_jax / "chain" / "graphics" / "report.html").is_file()
+
+
+@pytest.mark.slow
+def test_layers_have_their_own_learning_rates_on_jax(on_jax: Path) -> None:
+    assert json.loads((on_jax / "layer_steps.json").read_text()) == pytest.approx([0.001, 0.01, 0.1], rel=1e-3)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from pathlib import Path
 from melanoma.models import losses, segmentation
 from melanoma.training import loop
 from melanoma.training.batches import Batches, BatchOptions
-from melanoma.training.callbacks import TrainingRun
+from melanoma.training.callbacks import KEEP, TrainingRun
 
 import keras
 import numpy as np
@@ -49,8 +49,8 @@ def test_loss_falls_on_eight_images(
         TrainingRun(toy_training.checkpoint(tmp_path), toy_training.draw_nothing),
     )
     assert result.history["loss"][-1] < 0.75 * result.history["loss"][0]
-    assert result.best == pytest.approx(max(result.history["val_jaccard"]))
-    assert result.best_epoch == 1 + int(np.argmax(result.history["val_jaccard"]))
+    assert result.kept_epoch == 1 + int(np.argmax(result.history["val_jaccard"]))
+    assert result.reason == "best jaccard of validation"
 
 
 def test_model_ends_with_the_weights_of_its_best_epoch(tmp_path: Path) -> None:
@@ -58,16 +58,24 @@ def test_model_ends_with_the_weights_of_its_best_epoch(tmp_path: Path) -> None:
     result = toy_training.fit(model, batches, tmp_path, learning_rate=3.0)
     found = -np.mean((model.predict_on_batch(batches.inputs) - batches.targets) ** 2)
     values = result.history["negative_mse"]
-    assert 1 <= result.best_epoch < len(values)
+    assert 1 <= result.kept_epoch < len(values)
     # An epoch is one step here, and its metric is that before the step.
-    assert found == pytest.approx(values[result.best_epoch], rel=1e-4)
+    assert found == pytest.approx(values[result.kept_epoch], rel=1e-4)
 
 
-def test_weights_worse_than_the_initial_ones_are_not_kept(tmp_path: Path) -> None:
-    model = dense()
-    result = toy_training.fit(model, regression(4), tmp_path, initial_best=0.0)
-    assert result.best_epoch == 0 and result.best == 0.0
-    assert toy_training.same_weights(model, dense())
+@pytest.mark.parametrize("keep", KEEP)
+def test_model_ends_with_the_weights_that_are_asked_for(keep: str, tmp_path: Path) -> None:
+    validation, model = regression(12), dense()
+    result = toy_training.fit(
+        model, regression(4), tmp_path, validation=validation, keep=keep, learning_rate=3.0, epochs=5, patience=1
+    )
+    found = np.mean((model.predict_on_batch(validation.inputs) - validation.targets) ** 2)
+    losses_of_epochs = result.history["val_loss"]
+    assert found == pytest.approx(losses_of_epochs[result.kept_epoch - 1], rel=1e-4)
+    if keep == "last":
+        assert result.kept_epoch == len(losses_of_epochs) == 5  # patience ends no training of which the last is kept
+    else:
+        assert result.kept_epoch == 1 + int(np.argmin(losses_of_epochs))
 
 
 def test_weight_file_holds_no_optimizer_state(tmp_path: Path) -> None:
@@ -88,6 +96,20 @@ def test_weight_ema_is_kept_if_requested(tmp_path: Path) -> None:
     initial = dense().get_weights()[0]
     moved, moved_on_average = (abs(model.get_weights()[0] - initial).mean() for model in (plain, averaged))
     assert 0 < moved_on_average < 0.9 * moved
+
+
+@pytest.mark.parametrize(("first_rate", "expected"), [(1.0, [0.1, 0.1, 0.1]), (0.01, [0.001, 0.01, 0.1])])
+def test_learning_rate_grows_geometrically_from_the_first_to_the_last_layer(
+    first_rate: float, expected: list[float], tmp_path: Path
+) -> None:
+    assert toy_training.layer_steps(tmp_path, first_rate) == pytest.approx(expected, rel=1e-3)
+
+
+def test_frozen_layers_have_no_learning_rate() -> None:
+    inputs = keras.Input((3,))
+    x = keras.layers.Dense(2)(keras.layers.Dense(2, trainable=False)(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(2)(x))
+    assert loop.LayerwiseAdam(model, 0.1).rates == [0.1, 0.1, 1.0, 1.0]  # kernels and biases
 
 
 def test_learning_rate_rises_to_its_peak_and_falls_to_zero() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
+from melanoma.dataset import augment
 from melanoma.errors import InputError, StageError
 from melanoma.training import distributed, segmentation
 from melanoma.training.segmentation import SegmentationSettings, SegmentationTrainer
@@ -27,7 +28,10 @@ SETTINGS: dict[str, Any] = {
     "batch_size": 4,
     "learning_rate": 1e-3,
     "ema": 0.0,
+    "keep": "best",
+    "augmentation": "standard",
     "folds": 1,
+    "seeds": 1,
     "seed": 0,
 }
 
@@ -101,6 +105,29 @@ def test_every_fold_is_trained_without_its_images_and_without_augmented_copies(
     assert len(trained.report["training"]) == 2 and trained.report["design"]["network"] == "unet"
     store = Store(folder, contract.SEGNET, {})
     assert all(store.has("segnet_weights", member=member) for member in trained.members)
+
+
+def test_every_fold_has_a_network_of_each_seed(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = rows_used(monkeypatch)
+    trained = trainer(folder, folds=2, seeds=2).train()
+    assert trained.members == ["_fold1_seed0", "_fold1_seed1", "_fold2_seed0", "_fold2_seed1"]
+    rows = [of_train for of_train, _ in used]
+    assert rows[0] == rows[1] and rows[2] == rows[3] and not rows[0] & rows[2]
+    assert trained.out_of_fold is not None and (trained.out_of_fold.sum(axis=1) == 2).all()
+    assert not toy_training.same_weights(*trained.models[:2])
+
+
+def test_kept_epoch_and_augmentation_are_those_of_the_flags(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options, fit = [], segmentation.loop.fit
+
+    def note_options(model: Any, train: Any, *others: Any) -> Any:
+        options.append(train.options)
+        return fit(model, train, *others)
+
+    monkeypatch.setattr(segmentation.loop, "fit", note_options)
+    (found,) = trainer(folder, keep="last", augmentation="strong", epochs=2).train().report["training"]
+    assert (found["kept_epoch"], found["reason"]) == (2, "the last")
+    assert options[0].augmentation is augment.STRONG
 
 
 @pytest.mark.parametrize("folds", [1, 2])
