@@ -15,7 +15,7 @@ Writes  data/arrays/{train,val}_{backbone}_features.npy     float32 (N, C), feat
         graphics/{backbone}_{head,full}{member}_history.csv  their values
         graphics/{backbone}_pretrain{member}_curves.png     with --pretrain; of each seed
         graphics/{backbone}_pretrain{member}_history.csv    its values
-With --pretrained, {backbone} in these names is `pretrained`: the files of networks trained here are kept.
+With --pretrained, {backbone} in these names is `pretrained`, with --ensemble it is `ensemble`.
 
 Run     python densenet_train.py
 Try     python densenet_train.py --backbone mobilenet --weights none --epochs 1 --limit 30
@@ -40,6 +40,7 @@ from melanoma.training import checkpoints, classification, distributed, recipe
 from melanoma.training.callbacks import Draw
 
 import keras
+import numpy as np
 
 BACKBONE = "densenet121"
 BATCH_SIZE = 16
@@ -76,14 +77,26 @@ def build_parser() -> argparse.ArgumentParser:
         default=True,
         help="test-time augmentation: mean over 8 flips and quarter turns",
     )
-    parser.add_argument("--pretrained", action="store_true", help="use the networks in pretrained/ instead of training")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--pretrained", action="store_true", help="use the networks in pretrained/ instead of training"
+    )
+    instead.add_argument(
+        "--ensemble",
+        type=backbones.backbone_name,
+        nargs="+",
+        metavar="BACKBONE",
+        help="use the mean of these classifiers, trained before in the same folder, instead of training",
+    )
     return parser
 
 
-def train(
-    arguments: argparse.Namespace, store: Store, roi: str
-) -> tuple[Ensemble, classification.TrainedClassifiers] | None:
-    """Trains the classifiers; None in a process of distributed training that does not lead."""
+# Name, saved settings and probabilities by split of a classifier.
+Result = tuple[str, dict[str, Any], dict[str, np.ndarray]]
+
+
+def train(arguments: argparse.Namespace, store: Store, roi: str) -> Result | None:
+    """Trains the networks; None in a process of distributed training that does not lead."""
     made_with = vars(arguments) | {"recipe": flags.to_dataclass(recipe.Recipe, vars(arguments))}
     settings = flags.to_dataclass(classification.ClassifierSettings, made_with)
     drawn: set[str] = set()  # start of the names of the files of curves
@@ -111,50 +124,54 @@ def train(
     for name in ("head_weights", "classifier_weights"):
         store.keep_members(name, list(trained.members), backbone=arguments.backbone)
     figures.remove_curves(arguments.graphics, arguments.backbone, drawn)
-    return Ensemble(trained.classifiers, list(trained.members), arguments.tta), trained
+    ensemble = Ensemble(trained.classifiers, list(trained.members), arguments.tta)
+    raw = classify.predict_splits(store, ensemble, arguments.batch_size, trained.out_of_fold)
+    ensemble = replace(ensemble, calibration=classify.calibrate(store, raw))
+    part = {
+        "backbone": arguments.backbone,
+        "weights": arguments.backbone,
+        "scaling": arguments.scaling,
+        "input_size": ensemble.classifiers[0].input_size,
+        "tta": arguments.tta,
+        "calibration": asdict(ensemble.calibration),
+        "members": trained.members,
+    }
+    checkpoints.remove(store, arguments.backbone)
+    probabilities = {split: ensemble.combine(values) for split, values in raw.items()}
+    return arguments.backbone, {"classes": CLASSES, "roi": roi, "parts": [part]}, probabilities
 
 
-def load_pretrained(store: Store, roi: str) -> tuple[Ensemble, dict[str, Any]]:
-    """The classifiers in pretrained/, and their description with the ids of the images of `store` seen in training.
-
-    Saves their weights under the name `pretrained`.
+def load_pretrained(arguments: argparse.Namespace, store: Store, roi: str) -> Result:
+    """Uses the networks in pretrained/; saves their weights, and in the settings which images they have seen.
 
     Raises:
         InputError: they were trained on another region of interest.
     """
-    ensemble, description = pretrained.load_classifier(store.load("roi", split=store.splits()[0]).shape[1])
+    blend, description = pretrained.load_classifier(store.load("roi", split=store.splits()[0]).shape[1])
     if roi != description["roi"]:
         raise InputError(
             f"--pretrained: the networks were trained with --roi {description['roi']}, not {roi}: run {contract.ROI} "
             f"with --roi {description['roi']}"
         )
-    made_with = description["settings"][contract.CLASSIFIER]
-    store.settings |= {name: made_with.get(name) for name in OF_TRAINING} | {"weights_sha256": description["sha256"]}
-    for member, network in zip(description["members"], ensemble.classifiers, strict=True):
-        store.save_weights("classifier_weights", network.model, backbone=contract.PRETRAINED, member=member)
-    store.keep_members("classifier_weights", list(description["members"]), backbone=contract.PRETRAINED)
-    seen = pretrained.find_seen(store, description.pop("training_ids"))
-    return ensemble, description | {"seen": seen}
+    store.settings |= dict.fromkeys(OF_TRAINING) | {"weights_sha256": description["sha256"]}
+    for part, ensemble in zip(description["parts"], blend.parts, strict=True):
+        part["weights"] = f"{contract.PRETRAINED}_{part['backbone']}"
+        for member, network in zip(ensemble.members, ensemble.classifiers, strict=True):
+            store.save_weights("classifier_weights", network.model, backbone=part["weights"], member=member)
+        store.keep_members("classifier_weights", list(ensemble.members), backbone=part["weights"])
+    description["seen"] = pretrained.find_seen(store, description.pop("training_ids"))
+    return contract.PRETRAINED, description, classify.predict_blend(store, blend, arguments.batch_size)
 
 
-def describe(
-    arguments: argparse.Namespace, ensemble: Ensemble, trained: classification.TrainedClassifiers, roi: str
-) -> dict[str, Any]:
-    """What is saved with the weights: everything needed to rebuild the ensemble, and its training history."""
-    return {
-        "backbone": arguments.backbone,
-        "scaling": arguments.scaling,
-        "input_size": ensemble.classifiers[0].input_size,
-        "classes": CLASSES,
-        "roi": roi,
-        "tta": arguments.tta,
-        "calibration": asdict(ensemble.calibration),
-        "members": trained.members,
-    }
+def combine(arguments: argparse.Namespace, store: Store, roi: str) -> Result:
+    """The mean of classifiers trained before."""
+    store.settings |= dict.fromkeys(OF_TRAINING) | {"ensemble": arguments.ensemble}
+    parts, probabilities = classify.combine(store, arguments.ensemble)
+    return contract.ENSEMBLE, {"classes": CLASSES, "roi": roi, "parts": parts}, probabilities
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Trains, or loads the pretrained classifiers; writes the probabilities of every split."""
+    """Trains networks, loads the pretrained ones or combines classifiers; writes the probabilities of every split."""
     hardware.check()
     hardware.log_device()
     keras.config.set_dtype_policy(arguments.precision)
@@ -165,25 +182,18 @@ def main(arguments: argparse.Namespace) -> None:
     store = Store(arguments.data, contract.CLASSIFIER, vars(arguments) | fingerprints)
     size = store.load("roi", split=store.splits()[0]).shape[1]
     roi = classify.roi_setting(store)
-    if arguments.pretrained:
-        flags.refuse(vars(arguments), build_parser(), OF_TRAINING, "--pretrained trains nothing")
-        ensemble, description = load_pretrained(store, roi)
-        raw = classify.predict_splits(store, ensemble, arguments.batch_size)
-    else:
-        result = train(arguments, store, roi)
-        if result is None:
-            return
-        ensemble, trained = result
-        raw = classify.predict_splits(store, ensemble, arguments.batch_size, trained.out_of_fold)
-        ensemble = replace(ensemble, calibration=classify.calibrate(store, raw))
-        description = describe(arguments, ensemble, trained, roi)
-    name = contract.PRETRAINED if arguments.pretrained else arguments.backbone
+    for flag in ("pretrained", "ensemble"):
+        if getattr(arguments, flag):
+            flags.refuse(vars(arguments), build_parser(), OF_TRAINING, f"--{flag} trains nothing")
+    work = load_pretrained if arguments.pretrained else combine if arguments.ensemble else train
+    result = work(arguments, store, roi)
+    if result is None:
+        return
+    name, description, probabilities = result
     store.save_json("classifier_settings", description | {"size": size}, backbone=name)
     store.remove("probabilities", split="train", backbone=name)  # of an earlier run
-    for split, values in raw.items():
-        store.save("probabilities", ensemble.combine(values), split=split, backbone=name)
-    if not arguments.pretrained:
-        checkpoints.remove(store, arguments.backbone)
+    for split, values in probabilities.items():
+        store.save("probabilities", values, split=split, backbone=name)
 
 
 if __name__ == "__main__":

@@ -48,10 +48,10 @@ OUTPUTS = (*figures.OF_SPLIT, submissions.FILE, report.PAGE, report.CARD)
 
 
 def classifier_name(text: str) -> str:
-    """Argparse type: a backbone's name, or that of the pretrained networks."""
+    """Argparse type: a backbone's name, or that of the ensemble or the pretrained networks."""
     from melanoma.models import backbones  # imports Keras
 
-    return text if text == contract.PRETRAINED else backbones.backbone_name(text)
+    return text if text in (contract.PRETRAINED, contract.ENSEMBLE) else backbones.backbone_name(text)
 
 
 def build_parser() -> argparse.ArgumentParser:

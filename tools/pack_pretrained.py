@@ -12,7 +12,7 @@ import argparse
 import io
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,20 +68,20 @@ def processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def write(network: str, weights: Sequence[Path], description: dict[str, Any]) -> None:
+def write(network: str, weights: Mapping[str, Path], description: dict[str, Any]) -> None:
     """Packs weight files and writes their description; removes the weight files of earlier networks.
 
     Args:
         network: pretrained.SEGNET or pretrained.CLASSIFIER.
-        weights: one file for each of the description's members, or one file if it has no members.
+        weights: weight files by the name of the packed file.
         description: content of the JSON file, without checksums and machine.
     """
     pretrained.FOLDER.mkdir(exist_ok=True)
     checksums = {}
-    for path, member in zip(weights, description.get("members", ("",)), strict=True):
-        target = pretrained.FOLDER / f"{network}{member}.weights.h5"
+    for name, path in weights.items():
+        target = pretrained.FOLDER / name
         to_float16(path, target)
-        checksums[target.name] = sha256(target)
+        checksums[name] = sha256(target)
         log.info("%s, %.1f MB", target, target.stat().st_size / 1e6)
     for old in pretrained.FOLDER.glob(f"{network}*.weights.h5"):
         if old.name not in checksums:
@@ -118,7 +118,7 @@ def pack_segnet(store: Store, graphics: Path) -> None:
         "settings": {name: Path(value).name if name in PATHS else value for name, value in used.items()},
         "versions": results["versions"],
     }
-    write(pretrained.SEGNET, [store.check("segnet_weights", member="")], description)
+    write(pretrained.SEGNET, {f"{pretrained.SEGNET}.weights.h5": store.check("segnet_weights", member="")}, description)
 
 
 def pack_classifier(store: Store, graphics: Path) -> None:
@@ -149,7 +149,13 @@ def pack_classifier(store: Store, graphics: Path) -> None:
         "settings": report.made_with(results, backbone),
         "versions": results["versions"],
     }
-    weights = [store.check("classifier_weights", backbone=backbone, member=member) for member in settings["members"]]
+    weights = {
+        pretrained.weight_file(part["backbone"], member): store.check(
+            "classifier_weights", backbone=part["weights"], member=member
+        )
+        for part in settings["parts"]
+        for member in part["members"]
+    }
     write(pretrained.CLASSIFIER, weights, description)
 
 

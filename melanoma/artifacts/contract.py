@@ -27,7 +27,7 @@ class File:
 
     Attributes:
         path: relative to the data folder. {split} is train, val or test, {backbone} the name of a classifier: its
-            backbone or PRETRAINED, {member} empty or a match of MEMBER_NAME.
+            backbone, ENSEMBLE or PRETRAINED, {member} empty or a match of MEMBER_NAME.
         writer: the script that writes it.
         readers: the scripts that read it.
         dtype: dtype of an array; empty for weights and JSON.
@@ -78,7 +78,8 @@ FILES = {
     "thresholds": File("weights/{backbone}_thresholds.json", EVALUATION, ()),
 }
 
-PRETRAINED = "pretrained"  # name of the classifier in pretrained/; a backbone's name is that of the user's own
+# Names of classifiers that are no backbone: the one in pretrained/, and the mean of several of the user's own.
+PRETRAINED, ENSEMBLE = "pretrained", "ensemble"
 MEMBER_NAME = re.compile(r"(_fold\d+)?(_seed\d+)?")  # of an ensemble's networks, see melanoma.dataset.splits
 
 

@@ -11,7 +11,7 @@ from melanoma.cli import hardware
 from melanoma.dataset.roi import region_of_interest
 from melanoma.errors import InputError
 from melanoma.evaluation import figures, plots, scoring
-from melanoma.inference.ensemble import Ensemble, load
+from melanoma.inference.ensemble import Blend, load
 from melanoma.log import log
 from melanoma.models.classifier import Classifier
 
@@ -145,13 +145,13 @@ def draw_gradcam(path: Path, network: Classifier, predicted: Predicted, title: s
 
 
 def predict_variants(
-    store: Store, ensemble: Ensemble, split: str, roi: str, rows: np.ndarray, labels: np.ndarray
+    store: Store, ensemble: Blend, split: str, roi: str, rows: np.ndarray, labels: np.ndarray
 ) -> tuple[dict[str, Predicted], set[str]]:
     """Predictions of each variant of some images of a split, and what computed them.
 
     Args:
         store: with images and predicted masks of the split.
-        ensemble: the classifiers.
+        ensemble: the classifier.
         split: val or test.
         roi: region of interest that the classifiers were trained on.
         rows: int (K,), the images.
@@ -201,6 +201,6 @@ def evaluate(
         figures.draw_occlusion(graphics, split, results[split], f"Occlusion test, {shown}")
         path = graphics / figures.GRADCAM.format(split=split)
         title = f"Grad-CAM of the predicted class, {shown}"
-        draw_gradcam(path, ensemble.classifiers[0], predicted[AS_TRAINED], title)
+        draw_gradcam(path, ensemble.parts[0].classifiers[0], predicted[AS_TRAINED], title)
     store.settings["inference"] = ", ".join(sorted(inference))
     return results

@@ -149,6 +149,7 @@ def content(graphics: Path, metrics: dict[str, Any], current: Set[str]) -> dict[
     return {
         "name": name,
         "submitted": system["submitted"],
+        "networks": system["networks"],
         "synthetic": SYNTHETIC if is_synthetic(made) else "",
         "commit": commit(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),

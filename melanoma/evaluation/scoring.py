@@ -49,7 +49,8 @@ class System:
     probabilities: dict[str, np.ndarray]  # float (N, 3) of each split
     thresholds: Thresholds = field(default_factory=dict)  # {}: not chosen yet
     chosen_on: str | None = None  # split that the thresholds were chosen on; None: none of these
-    epochs_chosen_on: str | None = None  # split that the best epochs were chosen on; None: none of these, or unknown
+    epochs_chosen_on: str | None = None  # split that the epochs were chosen on; None: none of these, or unknown
+    networks: Sequence[Mapping[str, Any]] = ()  # see `describe_networks`
     submitted: bool = False  # read from a CSV file, not a classifier of this pipeline
     seen: dict[str, list[str]] = field(default_factory=dict)  # ids that its networks were trained on, by split
     store: Store | None = None  # that has loaded what the predictions depend on
@@ -128,9 +129,33 @@ def load_classifier(store: Store, images: Images, name: str) -> System:
     }
     settings = json.loads(own.check("classifier_settings", backbone=name).read_text(encoding="utf-8"))
     seen = {split: ids for split, ids in settings.get("seen", {}).items() if split in probabilities}
-    epochs_on = "val" if name != contract.PRETRAINED or is_official(own) else None
+    networks = describe_networks(settings["parts"])
+    chosen = any(one["epochs"].endswith("of validation") for one in networks)
+    epochs_on = "val" if chosen and (name != contract.PRETRAINED or is_official(own)) else None
     thresholds = settings.get("thresholds", {})
-    return System(name, probabilities, thresholds, epochs_chosen_on=epochs_on, seen=seen, store=own)
+    return System(name, probabilities, thresholds, None, epochs_on, networks, seen=seen, store=own)
+
+
+def describe_networks(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For the report, of each backbone: number of networks, test-time augmentation, which epochs' weights, and why.
+
+    Args:
+        parts: of the settings of a classifier, see `ensemble.load`.
+    """
+    described = []
+    for part in parts:
+        last = [list(phases.values())[-1] for phases in part["members"].values()]
+        kept = ", ".join(str(phase["kept_epoch"]) for phase in last)
+        trained = ", ".join(sorted({str(len(phase["seconds"])) for phase in last}))
+        described.append(
+            {
+                "backbone": part["backbone"],
+                "count": len(last),
+                "tta": part["tta"],
+                "epochs": f"weights of epoch {kept} of {trained}, {last[0]['reason']}",
+            }
+        )
+    return described
 
 
 def is_official(store: Store) -> bool:
@@ -175,9 +200,9 @@ def load_systems(store: Store, images: Images, files: Sequence[Path], backbone: 
     return [*classifiers, *submitted]
 
 
-def classifier_order(name: str) -> tuple[bool, bool, str]:
-    """Sort key of classifiers: the main one first, the pretrained one last, the others by name."""
-    return name != MAIN, name == contract.PRETRAINED, name
+def classifier_order(name: str) -> tuple[bool, bool, bool, str]:
+    """Sort key of classifiers: the ensemble first, then the main one, the pretrained one last, the others by name."""
+    return name != contract.ENSEMBLE, name != MAIN, name == contract.PRETRAINED, name
 
 
 def printable(name: str) -> str:
@@ -278,7 +303,7 @@ def caveat(split: str, system: Mapping[str, Any]) -> str:
         split: split of the metrics.
         system: result of `evaluate_system`; what was chosen for a submitted system, besides thresholds, is unknown.
     """
-    chosen = ["best epochs"] if split == system["epochs_chosen_on"] else []
+    chosen = ["epochs"] if split == system["epochs_chosen_on"] else []
     if split == system["chosen_on"]:
         chosen += ["thresholds"] if system["submitted"] else ["calibration", "thresholds"]
     listed = " and ".join(filter(None, [", ".join(chosen[:-1]), *chosen[-1:]]))
@@ -298,7 +323,7 @@ def evaluate_system(system: System, images: Images, metadata: pd.DataFrame | Non
         seed: seed of the bootstrap.
 
     Returns:
-        {"submitted": ..., "inputs": manifest keys, "thresholds": ..., "chosen_on": ..., "epochs_chosen_on": ...,
+        {"submitted": ..., "inputs": manifest keys, "thresholds": ..., "chosen_on": ..., "epochs_chosen_on": ..., "networks": ...,
         "splits": {split: result of `score`}, "subgroups": {split: {group: result of `score_subgroup`}}}.
     """
     splits = [split for split in system.probabilities if split in images.labels]
@@ -308,6 +333,7 @@ def evaluate_system(system: System, images: Images, metadata: pd.DataFrame | Non
         "thresholds": system.thresholds,
         "chosen_on": system.chosen_on,
         "epochs_chosen_on": system.epochs_chosen_on,
+        "networks": list(system.networks),
         "splits": {},
         "subgroups": {},
     }

@@ -1,11 +1,15 @@
 """Probabilities of every split by the networks of each fold, and the calibration fitted on them."""
 
+import json
+from collections.abc import Sequence
+from typing import Any
+
 from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
 from melanoma.dataset.splits import UNLABELLED, base_rows, load_labels
 from melanoma.errors import StageError
 from melanoma.inference import calibration
-from melanoma.inference.ensemble import Ensemble
+from melanoma.inference.ensemble import Blend, Ensemble
 from melanoma.log import log
 
 import numpy as np
@@ -34,6 +38,45 @@ def predict_splits(
             engines.add(engine)
     store.settings["inference"] = ", ".join(sorted(engines))
     return probabilities
+
+
+def predict_blend(store: Store, blend: Blend, batch_size: int) -> dict[str, np.ndarray]:
+    """Probabilities, float32 (N, 3), by split; train is left out."""
+    found = {}
+    engines = set()
+    for split in store.splits():
+        if split != "train":
+            images = store.load("roi", split=split)
+            found[split], engine = blend.probabilities(images, batch_size, f"probabilities of {split}")
+            engines.add(engine)
+    store.settings["inference"] = ", ".join(sorted(engines))
+    return found
+
+
+def combine(store: Store, names: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+    """The mean of classifiers of the data folder.
+
+    Args:
+        store: data folder.
+        names: of the classifiers.
+
+    Returns:
+        The parts of their settings, see `ensemble.load`; mean probabilities by split, of train if all have some.
+
+    Raises:
+        StageError: predictions are missing or stale.
+    """
+    parts, probabilities = [], {}
+    for name in names:
+        settings = json.loads(store.check("classifier_settings", backbone=name).read_text(encoding="utf-8"))
+        parts += settings["parts"]
+    for split in store.splits():
+        if split == "train" and not all(store.has("probabilities", split=split, backbone=name) for name in names):
+            continue
+        count = len(base_rows(store, split)) if split == "train" else store.rows(split)
+        loaded = [store.load_first("probabilities", count, split=split, backbone=name) for name in names]
+        probabilities[split] = np.mean(loaded, axis=0)
+    return parts, probabilities
 
 
 def calibrate(store: Store, probabilities: dict[str, np.ndarray]) -> calibration.Calibration:

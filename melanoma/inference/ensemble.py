@@ -1,4 +1,4 @@
-"""Several classifiers as one: the mean of their calibrated probabilities."""
+"""Several networks as one classifier: the mean of their calibrated probabilities."""
 
 import json
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Ensemble:
-    """Classifiers of one or more cross-validation folds, and how their probabilities are combined.
+    """Networks of one backbone, of one or more cross-validation folds, and how their probabilities are combined.
 
     The probabilities of all networks of a fold (one per seed) are averaged and calibrated; then the folds are averaged.
     So the calibration is applied to what it is fitted on: out-of-fold predictions come from the networks of one fold.
@@ -72,32 +72,52 @@ class Ensemble:
         return self.combine(found), engine
 
 
-def load(store: Store, name: str) -> tuple[Ensemble, dict[str, Any]]:
+@dataclass(frozen=True)
+class Blend:
+    """The mean of ensembles of different backbones."""
+
+    parts: list[Ensemble]
+
+    def probabilities(self, images: np.ndarray, batch_size: int, label: str) -> tuple[np.ndarray, str]:
+        """As `Ensemble.probabilities`."""
+        found, engines = zip(*(part.probabilities(images, batch_size, label) for part in self.parts), strict=True)
+        return np.mean(found, axis=0), ", ".join(sorted(set(engines)))
+
+
+def load(store: Store, name: str) -> tuple[Blend, dict[str, Any]]:
     """A classifier of the data folder, and the settings saved with its weights.
 
     Args:
         store: the data folder.
-        name: the classifier's backbone, or contract.PRETRAINED.
+        name: the classifier's backbone, contract.ENSEMBLE or contract.PRETRAINED.
 
     Raises:
         StageError: they are missing or stale.
     """
     settings = json.loads(store.check("classifier_settings", backbone=name).read_text(encoding="utf-8"))
-    paths = [store.check("classifier_weights", backbone=name, member=member) for member in settings["members"]]
-    return restore(settings, paths), settings
+    parts = []
+    for part in settings["parts"]:
+        found = [
+            store.check("classifier_weights", backbone=part["weights"], member=member) for member in part["members"]
+        ]
+        parts.append(restore(part, settings["size"], found))
+    return Blend(parts), settings
 
 
-def restore(settings: dict[str, Any], paths: Sequence[Path]) -> Ensemble:
-    """The classifiers described by saved settings, with the weights of these files.
+def restore(part: dict[str, Any], size: int, paths: Sequence[Path]) -> Ensemble:
+    """The networks described by an entry of `parts` in saved settings, with the weights of these files.
+
+    Args:
+        part: backbone, scaling, input_size, members, tta and calibration.
+        size: side of the images in pixels.
+        paths: one weight file for each member.
 
     Raises:
         InputError: a weight file does not fit or is damaged.
     """
     classifiers = []
     for path in paths:
-        one = classifier.build(
-            settings["backbone"], settings["size"], backbones.NONE, settings["scaling"], settings["input_size"]
-        )
+        one = classifier.build(part["backbone"], size, backbones.NONE, part["scaling"], part["input_size"])
         backbones.load_weights(one.model, path)
         classifiers.append(one)
-    return Ensemble(classifiers, list(settings["members"]), settings["tta"], Calibration(**settings["calibration"]))
+    return Ensemble(classifiers, list(part["members"]), part["tta"], Calibration(**part["calibration"]))

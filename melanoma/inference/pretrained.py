@@ -12,7 +12,7 @@ from melanoma.artifacts.store import Store
 from melanoma.classes import SPLIT_NAMES
 from melanoma.dataset.splits import are_original
 from melanoma.errors import InputError
-from melanoma.inference.ensemble import Ensemble, restore
+from melanoma.inference.ensemble import Blend, restore
 from melanoma.log import log
 from melanoma.models import backbones, segmentation
 from melanoma.sources.records import IMAGE_SUFFIXES
@@ -109,7 +109,17 @@ def load_segnet(size: int) -> tuple[keras.Model, dict[str, Any]]:
     return model, settings
 
 
-def load_classifier(size: int) -> tuple[Ensemble, dict[str, Any]]:
+def load_classifier(size: int) -> tuple[Blend, dict[str, Any]]:
     """The classifiers for images of `size` pixels a side, and their description; see `read`."""
     settings, weights = read(CLASSIFIER)
-    return restore(settings | {"size": size}, weights), settings
+    by_name = {path.name: path for path in weights}
+    parts = [
+        restore(part, size, [by_name[weight_file(part["backbone"], member)] for member in part["members"]])
+        for part in settings["parts"]
+    ]
+    return Blend(parts), settings
+
+
+def weight_file(backbone: str, member: str) -> str:
+    """Name of the weight file of a classifier's network in FOLDER."""
+    return f"{CLASSIFIER}_{backbone}{member}.weights.h5"

@@ -64,7 +64,9 @@ class Selection:
     def reason(self) -> str:
         """Why that epoch's weights are kept."""
         of = "validation" if self.on_validation else "training"
-        return {LAST: "the last", BEST: f"best {self.metric} of {of}", LOWEST_LOSS: f"lowest loss of {of}"}[self.keep]
+        return {LAST: "the last one", BEST: f"best {self.metric} of {of}", LOWEST_LOSS: f"lowest loss of {of}"}[
+            self.keep
+        ]
 
 
 class CheckpointCallback(keras.callbacks.Callback):

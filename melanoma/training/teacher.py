@@ -56,7 +56,7 @@ def soft_labels(store: Store, teachers: Sequence[str], member: Member, rows: int
     """
     images, means = store.load("roi", split="train")[:rows], []
     for name in teachers:
-        teacher, _ = ensemble.load(store, name)
+        (teacher,) = ensemble.load(store, name)[0].parts
         for fold, models in teacher.folds().items():
             if member.fold < 0 or fold == fold_name(member.fold):
                 blocks = predict(models, images, batch_size, f"soft labels by {name}{fold.replace('_', ', ')}")
