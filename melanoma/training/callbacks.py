@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from melanoma.errors import InputError
@@ -28,6 +28,7 @@ class TrainingRun:
     checkpoint: Checkpoint
     draw: Draw  # plots the curves, also while training
     devices: distributed.Devices = distributed.ONE
+    callbacks: Sequence[keras.callbacks.Callback] = ()  # that watch the training
 
 
 @dataclass(frozen=True)

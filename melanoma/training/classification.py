@@ -84,6 +84,15 @@ class TrainingData:
     rows: np.ndarray  # of train to train on, all labelled
 
 
+# From phase, member, network and data of a training run to callbacks that watch it.
+Watch = Callable[[str, Member, keras.Model, TrainingData], list[keras.callbacks.Callback]]
+
+
+def watch_nothing(*_: Any) -> list[keras.callbacks.Callback]:
+    """No callbacks."""
+    return []
+
+
 @dataclass(frozen=True)
 class ClassifierTrainer:
     """Trains the classifiers of a data folder."""
@@ -92,6 +101,7 @@ class ClassifierTrainer:
     settings: ClassifierSettings
     devices: distributed.Devices
     draw: DrawPhase
+    watch: Watch = watch_nothing
 
     def train(self) -> TrainedClassifiers:
         """Trains a classifier for every fold and seed and saves its weights.
@@ -256,6 +266,7 @@ class ClassifierTrainer:
                 checkpoints.for_training(self.store, settings.backbone, name),
                 self.draw(phase, member.name),
                 devices=self.devices,
+                callbacks=self.watch(phase, member, network, data),
             ),
         )
 

@@ -134,7 +134,7 @@ def fit(
                     initial_epoch=len(callback.seconds),
                     shuffle=False,  # Batches has its own order
                     verbose=(1 if sys.stdout.isatty() else 2) if run.devices.leads else 0,
-                    callbacks=[*average, *copy_back, callback],
+                    callbacks=[*average, *copy_back, *run.callbacks, callback],
                 )
             except (KeyboardInterrupt, InputError):
                 callback.save()
