@@ -6,7 +6,7 @@ Reads   data/arrays/{train,val,test}_{ids,source,groups,origin,labels}.npy  from
         pretrained/classifier.json                          with --pretrained
 Writes  data/arrays/{train,val}_{backbone}_features.npy     float32 (N, C), features of the frozen backbone
         data/weights/{backbone}_head{member}.weights.h5     the head trained on them, for each fold and seed
-        data/weights/{backbone}{member}.weights.h5          the whole classifier, best epoch
+        data/weights/{backbone}{member}.weights.h5          the whole classifier
         data/weights/{backbone}.json                        settings, calibration, training history
         data/arrays/{val,test}_{backbone}_probabilities.npy float32 (N, 3), calibrated
         data/arrays/train_{backbone}_probabilities.npy      with --folds: out-of-fold

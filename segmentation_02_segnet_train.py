@@ -4,7 +4,7 @@ Reads   data/arrays/{train,val,test}_{ids,images,masks}.npy   from step 1
         data/arrays/{train,val,test}_{has_mask,source}.npy    from step 1
         data/arrays/{train,val,test}_{groups,labels}.npy      from step 1
         pretrained/segnet.weights.h5, segnet.json             with --pretrained
-Writes  data/weights/segnet{member}.weights.h5                weights of the best epoch, of each fold
+Writes  data/weights/segnet{member}.weights.h5                weights of the network, of each fold and seed
         data/weights/segnet.json                              network design, threshold, training history
         data/arrays/{train,val,test}_predicted.npy            uint8 (N, S, S, 1), {0, 1}
         data/checkpoints/                                     states of interrupted training, until the script ends

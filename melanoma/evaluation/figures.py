@@ -137,7 +137,7 @@ def draw_training(
     title: str,
     history: dict[str, list[float]],
     seconds: Sequence[float],
-    best_epoch: int,
+    kept_epoch: int,
 ) -> None:
     """Writes {stem}_history.csv, one line per epoch, and {stem}_curves.png.
 
@@ -147,11 +147,11 @@ def draw_training(
         title: title of the figure.
         history: {quantity: value of each epoch}; validation values have the prefix val_.
         seconds: duration of each epoch.
-        best_epoch: the epoch whose weights were kept, counted from 1; 0 if no epoch improved.
+        kept_epoch: the epoch whose weights were kept, counted from 1; 0 if none was.
     """
     table = pd.DataFrame({"epoch": range(1, len(seconds) + 1), "seconds": seconds, **history})
     write_text(stem.with_name(f"{stem.name}_history.csv"), table.to_csv(index=False))
-    plots.training_curves(stem.with_name(f"{stem.name}_curves.png"), names, title, history, best_epoch)
+    plots.training_curves(stem.with_name(f"{stem.name}_curves.png"), names, title, history, kept_epoch)
 
 
 def remove_curves(graphics: Path, network: str, kept: Set[str] = frozenset()) -> None:

@@ -85,16 +85,16 @@ def image_grid(path: Path, rows: Sequence[Sequence[Tile]], title: str) -> None:
 
 
 def training_curves(
-    path: Path, names: dict[str, str], title: str, history: dict[str, list[float]], best_epoch: int
+    path: Path, names: dict[str, str], title: str, history: dict[str, list[float]], kept_epoch: int
 ) -> None:
-    """Draws training and validation curves, one panel per quantity, with the best epoch marked.
+    """Draws training and validation curves, one panel per quantity, with the epoch marked whose weights are kept.
 
     Args:
         path: PNG to write.
         names: {quantity: axis label}.
         title: title of the figure.
         history: {quantity: value of each epoch}; validation values have the prefix val_.
-        best_epoch: the epoch whose weights were kept, counted from 1; 0 if no epoch improved.
+        kept_epoch: the epoch whose weights were kept, counted from 1; 0 if none was.
     """
     figure = Figure(figsize=(4.2 * len(names), 3.4), layout="constrained")
     figure.suptitle(title, fontsize=11)
@@ -103,8 +103,8 @@ def training_curves(
             if key in history:
                 epochs = range(1, len(history[key]) + 1)
                 axis.plot(epochs, history[key], color=colour, label=name, marker="o", markersize=3)
-        if best_epoch:
-            axis.axvline(best_epoch, color="0.6", linestyle=":", label=f"best epoch, {best_epoch}")
+        if kept_epoch:
+            axis.axvline(kept_epoch, color="0.6", linestyle=":", label=f"weights kept: epoch {kept_epoch}")
         axis.set_xlabel("epoch")
         axis.set_ylabel(label)
         axis.xaxis.get_major_locator().set_params(integer=True)

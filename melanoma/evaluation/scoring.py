@@ -323,7 +323,8 @@ def evaluate_system(system: System, images: Images, metadata: pd.DataFrame | Non
         seed: seed of the bootstrap.
 
     Returns:
-        {"submitted": ..., "inputs": manifest keys, "thresholds": ..., "chosen_on": ..., "epochs_chosen_on": ..., "networks": ...,
+        {"submitted": ..., "inputs": manifest keys, "thresholds": ..., "chosen_on": ..., "epochs_chosen_on": ...,
+        "networks": result of `describe_networks`,
         "splits": {split: result of `score`}, "subgroups": {split: {group: result of `score_subgroup`}}}.
     """
     splits = [split for split in system.probabilities if split in images.labels]

@@ -70,7 +70,7 @@ class TrainedClassifiers:
     """The trained classifiers and what is saved of their training."""
 
     classifiers: list[classifier.Classifier]
-    members: dict[str, dict[str, Any]]  # by member name: best epoch, history and seconds of each phase
+    members: dict[str, dict[str, Any]]  # by member name: of each phase what `note` returns
     out_of_fold: np.ndarray | None  # bool (N, networks): which were not trained on a row of train
 
 
@@ -122,6 +122,7 @@ class ClassifierTrainer:
         usable = (labels["train"] != UNLABELLED) & (are_original(source) | (recipe.balance == "copies"))
         alone = np.flatnonzero(usable & (fold_of_row == NEVER_HELD_OUT))
         usable &= ~extra | (recipe.extra_weight > 0)
+        needed = 1 + int(np.flatnonzero(usable).max(initial=-1))  # of the first rows of train
         targets = one_hot(labels["train"])
         initial: dict[int, list[np.ndarray]] = {}  # weights after pretraining, by seed
         trained, notes = [], dict[str, dict[str, Any]]()
@@ -136,8 +137,8 @@ class ClassifierTrainer:
             elif recipe.pretrain:
                 network.model.set_weights(initial[member.seed])
             rows = np.flatnonzero(usable & (fold_of_row != member.fold))
-            data = TrainingData(images, labels, self._targets(targets, member, rows), rows)
-            notes[member.name] |= self._train_member(network, data, member)
+            data = TrainingData(images, labels, self._targets(targets, member, needed), rows)
+            notes[member.name] |= self._train_member(network, data, member, needed)
             trained.append(network)
         return TrainedClassifiers(trained, notes, out_of_fold_mask(members, fold_of_row))
 
@@ -152,12 +153,11 @@ class ClassifierTrainer:
             BATCHNORM[settings.recipe.batchnorm],
         )
 
-    def _targets(self, targets: np.ndarray, member: Member, rows: np.ndarray) -> np.ndarray:
-        """The labels of train, float32 (N, 3), mixed with soft labels if there is a teacher."""
+    def _targets(self, targets: np.ndarray, member: Member, count: int) -> np.ndarray:
+        """The labels of train, float32 (N, 3); if there is a teacher, the first `count` are mixed with soft labels."""
         recipe = self.settings.recipe
         if not recipe.teacher:
             return targets
-        count = 1 + rows.max()
         soft = teacher.soft_labels(self.store, recipe.teacher, member, count, recipe.batch_size)
         mixed = targets.copy()
         mixed[:count] += recipe.teacher_weight * (soft - targets[:count])
@@ -171,13 +171,16 @@ class ClassifierTrainer:
         member = Member(f"_seed{seed}" if self.settings.seeds > 1 else "", -1, seed)
         return note(PRETRAINING, self._fit(PRETRAINING, network.model, data, member))
 
-    def _train_member(self, network: classifier.Classifier, data: TrainingData, member: Member) -> dict[str, Any]:
+    def _train_member(
+        self, network: classifier.Classifier, data: TrainingData, member: Member, needed: int
+    ) -> dict[str, Any]:
+        """Trains a network; features are computed of the first `needed` rows of train."""
         store, settings = self.store, self.settings
         log.info(
             "%s%s: %d weights, %d training rows",
             *(settings.backbone, member.name, network.model.count_params(), len(data.rows)),
         )
-        counts = {split: len(images) for split, images in data.inputs.items()} | {"train": 1 + data.rows.max()}
+        counts = {split: len(images) for split, images in data.inputs.items()} | {"train": needed}
         features = self._features(network, counts)
         if settings.weights == backbones.NONE:
             log.info("head on features of a random backbone: expect an AUC near 0.5 in this phase")
@@ -298,7 +301,7 @@ def load_labels(store: Store) -> dict[str, np.ndarray]:
     if "train" not in labels:
         raise StageError(f"there are no labelled training images: run {contract.PREPROCESSING} on a source with labels")
     if "val" not in labels:
-        log.info("no validation labels: the training AUC chooses the best epoch")
+        log.info("no validation labels: training AUC and loss are used instead")
     return labels
 
 

@@ -20,7 +20,7 @@ WARM_UP = 0.05  # fraction of all steps
 
 @dataclass(frozen=True)
 class Objective:
-    """What training optimises, and what chooses the best epoch."""
+    """What training optimises, and what is better."""
 
     loss: Any  # Keras loss
     metrics: list[Any]  # Keras metrics

@@ -89,7 +89,7 @@ class SegmentationTrainer:
                 "script with --pretrained"
             )
         if not len(validation):
-            log.info("no validation masks: the training Jaccard index chooses the best epoch")
+            log.info("no validation masks: training Jaccard index and loss are used instead")
         fold_of_row = self._folds(with_mask)
         members = list_members(settings.folds, settings.seeds, settings.seed)
         design = design_network(store, settings)
@@ -116,9 +116,11 @@ class SegmentationTrainer:
     def _train_member(
         self, design: segmentation.Design, rows: np.ndarray, validation: np.ndarray, member: Member
     ) -> tuple[keras.Model, loop.TrainingResult]:
-        """Trains one network on some rows of train; those of validation choose the best epoch, if there are any."""
+        """Trains one network on some rows of train; those of validation may choose the epoch that is kept."""
         store, settings = self.store, self.settings
-        keras.utils.set_random_seed((member.seed + member.fold + 1) % 2**32)  # every fold has its own initial weights
+        keras.utils.set_random_seed(
+            (member.seed + settings.seeds * (member.fold + 1)) % 2**32
+        )  # all networks differ at the start
         images, truth = store.load("images", split="train"), store.load("masks", split="train")
         model = segmentation.build(design, images.shape[1], settings.weights)
         log.info("%s%s: %d weights, %d training images", model.name, member.name, model.count_params(), len(rows))
