@@ -2,7 +2,7 @@
 
 Reads   data/arrays/{train,val,test}_{ids,source,groups,origin,labels}.npy  from step 1
         data/arrays/{train,val,test}_roi.npy                from step 3
-        pretrained/classifier{member}.weights.h5            with --pretrained
+        pretrained/classifier_{backbone}{member}.weights.h5 with --pretrained
         pretrained/classifier.json                          with --pretrained
 Writes  data/arrays/{train,val}_{backbone}_features.npy     float32 (N, C), features of the frozen backbone
         data/weights/{backbone}_head{member}.weights.h5     the head trained on them, for each fold and seed
@@ -15,7 +15,8 @@ Writes  data/arrays/{train,val}_{backbone}_features.npy     float32 (N, C), feat
         graphics/{backbone}_{head,full}{member}_history.csv  their values
         graphics/{backbone}_pretrain{member}_curves.png     with --pretrain; of each seed
         graphics/{backbone}_pretrain{member}_history.csv    its values
-With --pretrained, {backbone} in these names is `pretrained`, with --ensemble it is `ensemble`.
+With --pretrained, {backbone} in these names is `pretrained`, of weights `pretrained_` and the backbone; with --ensemble
+it is `ensemble`, and no weights are written.
 
 Run     python densenet_train.py
 Try     python densenet_train.py --backbone mobilenet --weights none --epochs 1 --limit 30
@@ -45,11 +46,12 @@ import numpy as np
 BACKBONE = "densenet121"
 BATCH_SIZE = 16
 EMA = 0.0
-# Flags that have no effect with --pretrained.
+# Flags that have no effect with --pretrained and --ensemble.
 OF_TRAINING = (
     *("backbone", "weights", "scaling", "input_size", "folds", "seeds", "restart", "tta", "distribute"),
     *(field.name for field in fields(recipe.Recipe) if field.name != "batch_size"),
 )
+USELESS = {"pretrained": OF_TRAINING, "ensemble": (*OF_TRAINING, "batch_size", "precision")}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -165,7 +167,7 @@ def load_pretrained(arguments: argparse.Namespace, store: Store, roi: str) -> Re
 
 def combine(arguments: argparse.Namespace, store: Store, roi: str) -> Result:
     """The mean of classifiers trained before."""
-    store.settings |= dict.fromkeys(OF_TRAINING) | {"ensemble": arguments.ensemble}
+    store.settings |= dict.fromkeys((*USELESS["ensemble"], "weights_sha256"))
     parts, probabilities = classify.combine(store, arguments.ensemble)
     return contract.ENSEMBLE, {"classes": CLASSES, "roi": roi, "parts": parts}, probabilities
 
@@ -175,16 +177,13 @@ def main(arguments: argparse.Namespace) -> None:
     hardware.check()
     hardware.log_device()
     keras.config.set_dtype_policy(arguments.precision)
-    fingerprints = {
-        "weights_sha256": backbones.weights_fingerprint(arguments.weights),
-        "keras_backend": keras.backend.backend(),
-    }
-    store = Store(arguments.data, contract.CLASSIFIER, vars(arguments) | fingerprints)
+    store = Store(arguments.data, contract.CLASSIFIER, vars(arguments) | {"keras_backend": keras.backend.backend()})
+    store.settings["weights_sha256"] = backbones.weights_fingerprint(arguments.weights)
     size = store.load("roi", split=store.splits()[0]).shape[1]
     roi = classify.roi_setting(store)
-    for flag in ("pretrained", "ensemble"):
+    for flag, useless in USELESS.items():
         if getattr(arguments, flag):
-            flags.refuse(vars(arguments), build_parser(), OF_TRAINING, f"--{flag} trains nothing")
+            flags.refuse(vars(arguments), build_parser(), useless, f"--{flag} trains nothing")
     work = load_pretrained if arguments.pretrained else combine if arguments.ensemble else train
     result = work(arguments, store, roi)
     if result is None:

@@ -1,8 +1,8 @@
 """Step 5 of 5: evaluate melanoma against the rest, and seborrheic keratosis against the rest.
 
-Evaluates every classifier of the data folder on validation and test: the main one (DenseNet121, if it was trained) in
-detail, the others beside it. After a cross-validation (--folds in step 4) it also evaluates train, where each image was
-predicted by networks that were not trained on it, and writes the files named below for train too.
+Evaluates every classifier of the data folder on validation and test: the main one (the ensemble, otherwise DenseNet121,
+if there is one) in detail, the others beside it. After a cross-validation (--folds in step 4) it also evaluates train,
+where each image was predicted by networks that were not trained on it, and writes the files named below for train too.
 
 Reads   data/arrays/{train,val,test}_{ids,source,origin,labels}.npy  from step 1
         data/arrays/{train,val,test}_{backbone}_probabilities.npy   from step 4
@@ -61,8 +61,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--backbone",
         type=classifier_name,
         metavar="NAME",
-        help=f"evaluate only the classifier with this backbone, or {contract.PRETRAINED}; default: all, {scoring.MAIN} "
-        "first",
+        help=f"evaluate only the classifier with this backbone, {contract.ENSEMBLE} or {contract.PRETRAINED}; default: "
+        f"all, first {contract.ENSEMBLE}, then {scoring.MAIN}",
     )
     parser.add_argument(
         "--predictions",

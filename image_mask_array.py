@@ -33,18 +33,22 @@ def build_parser() -> argparse.ArgumentParser:
         default=ROI,
         help="mask: black background; crop: enlarged box around the lesion; full: unchanged image",
     )
+    parser.add_argument(
+        "--size", type=flags.positive_int, help="side of the regions of interest in pixels; default: that of the arrays"
+    )
     return parser
 
 
-def write_regions(store: Store, split: str, kind: str) -> None:
+def write_regions(store: Store, split: str, kind: str, size: int | None) -> None:
     """Writes the regions of interest of one split, a block at a time."""
     images = store.load("images", split=split)
-    total, shape = len(images), images.shape[1:]
+    side = size or images.shape[1]
+    total, shape = len(images), (side, side, 3)
     blocks = zip(store.blocks("images", split=split), store.blocks("predicted", split=split), strict=True)
     fallbacks = 0
     with store.writer("roi", total, shape, split=split) as output:
         for block, masks in progress(blocks, split, -(-total // ROW_BLOCK)):
-            results = [roi.region_of_interest(*pair, kind) for pair in zip(block, masks, strict=True)]
+            results = [roi.region_of_interest(*pair, kind, side) for pair in zip(block, masks, strict=True)]
             fallbacks += sum(fell_back for _, fell_back in results)
             output.append(np.stack([region for region, _ in results]))
     log.info("%-5s %d images; %d kept in full because their mask is empty or full", split, total, fallbacks)
@@ -55,7 +59,7 @@ def main(arguments: argparse.Namespace) -> None:
     store = Store(arguments.data, contract.ROI, vars(arguments))
     splits = store.splits()
     for split in splits:
-        write_regions(store, split, arguments.roi)
+        write_regions(store, split, arguments.roi, arguments.size)
     shown = "val" if "val" in splits else splits[0]
     path = arguments.graphics / "roi.png"
     figures.draw_roi(store, shown, arguments.roi, path)

@@ -34,7 +34,7 @@ from melanoma.evaluation.report import SEGMENTATION_FILE
 from melanoma.inference import pretrained, segment
 from melanoma.models import backbones, losses, segmentation
 from melanoma.training import checkpoints, distributed
-from melanoma.training.callbacks import BEST, KEEP, Draw
+from melanoma.training.callbacks import KEEP, LAST, Draw
 from melanoma.training.segmentation import NAME, SegmentationSettings, SegmentationTrainer, TrainedNetworks
 
 import keras
@@ -50,7 +50,7 @@ LOSS = "dice_cross_entropy"
 # Flags that have no effect with --pretrained.
 OF_TRAINING = (
     *("network", "input_size", "backbone", "weights", "scaling", "loss", "folds"),
-    *("seeds", "keep", "augmentation"),
+    *("seeds", "keep", "augmentation", "pretrain", "extra_weight"),
     *("epochs", "learning_rate", "ema", "restart", "distribute"),
 )
 
@@ -81,11 +81,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--keep",
         choices=KEEP,
-        default=BEST,
+        default=LAST,
         help="whose weights are kept: of the last epoch, of that with the best mean Jaccard index on validation, or of "
         "that with the lowest loss there",
     )
     parser.add_argument("--augmentation", choices=augment.RANGES, default="standard", help="random augmentation")
+    flags.extra_flags(parser)
     parser.add_argument("--pretrained", action="store_true", help="use the network in pretrained/ instead of training")
     switch = argparse.BooleanOptionalAction
     parser.add_argument("--tta", action=switch, default=True, help="test-time augmentation: 8 flips and quarter turns")

@@ -2,6 +2,7 @@
 
 preprocessing    speed and memory of step 1, against its version of 2018 and other libraries
 training         speed and memory of training and prediction, against PyTorch
+selection        which epoch's weights to keep: the mean AUC of a cross-validation for each rule
 scaling          training in two processes against one
 kills            training that is killed repeatedly, against uninterrupted training
 """

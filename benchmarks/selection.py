@@ -1,10 +1,11 @@
 """Which epoch's weights to keep: mean AUC of a cross-validation for each rule, from the same training runs.
 
-Takes the flags of the fourth script, whose --keep, --ema and --seeds do not count here. Predicts the held-out images of
-each fold after every epoch, without test-time augmentation, by the weights and by their EMA.
+Takes the flags of the fourth script, with --folds; --train, --keep, --ema and --seeds do not count here. Predicts the
+held-out images of each fold after every epoch, without test-time augmentation, by the weights and by their EMA.
 
 Reads   --data, a folder in which steps 1 to 3 have run
 Writes  --data/selection.npz    probabilities of all epochs
+        features and weights        as step 4 does: use a copy of --data to keep those of a trained classifier
 Prints  mean AUC of each rule, and its paired difference from the last epoch
 
 Run     python -m benchmarks.selection --data data --folds 3 --backbone mobilenet_v2
@@ -18,7 +19,7 @@ import densenet_train
 from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
 from melanoma.cli import flags, hardware
-from melanoma.dataset.splits import Member, base_rows
+from melanoma.dataset.splits import UNLABELLED, Member, base_rows, load_labels
 from melanoma.metrics import bootstrap
 from melanoma.models import backbones
 from melanoma.training import checkpoints, distributed, recipe
@@ -91,14 +92,15 @@ def choose(rule: str, head: Epochs, full: Epochs) -> tuple[np.ndarray, int]:
 
 
 def train(arguments: argparse.Namespace) -> tuple[np.ndarray, dict[str, tuple[np.ndarray, list[int]]]]:
-    """Labels of the images of --source, int (N,); of each rule their probabilities, (N, 3), and the folds' epochs."""
+    """Labels of the labelled images, int (N,); of each rule their probabilities, (N, 3), and the folds' epochs."""
     fingerprints = {"weights_sha256": backbones.weights_fingerprint(arguments.weights)}
     store = Store(
         arguments.data, contract.CLASSIFIER, vars(arguments) | fingerprints | {"keras_backend": keras.backend.backend()}
     )
     made_with = vars(arguments) | {"recipe": flags.to_dataclass(recipe.Recipe, vars(arguments))}
     settings = flags.to_dataclass(ClassifierSettings, made_with)
-    rows = base_rows(store, "train")
+    rows, labels = base_rows(store, "train"), load_labels(store, "train")
+    rows = rows[labels[rows] != UNLABELLED]
     found: dict[tuple[str, int], Epochs] = {}
     held_out: dict[int, np.ndarray] = {}
 
@@ -114,11 +116,11 @@ def train(arguments: argparse.Namespace) -> tuple[np.ndarray, dict[str, tuple[np
     trainer.train()
     chosen: dict[str, tuple[np.ndarray, list[int]]] = {}
     for rule in RULES:
-        probabilities, kept = np.zeros((len(rows), 3), np.float32), []
+        probabilities, kept = np.zeros((len(labels), 3), np.float32), []
         for fold, places in held_out.items():
             probabilities[places], epoch = choose(rule, found["head", fold], found["full", fold])
             kept.append(epoch)
-        chosen[rule] = probabilities, kept
+        chosen[rule] = probabilities[rows], kept
     everything = {
         f"{phase}_{fold}_{name}": values for (phase, fold), one in found.items() for name, values in vars(one).items()
     }
@@ -127,13 +129,16 @@ def train(arguments: argparse.Namespace) -> tuple[np.ndarray, dict[str, tuple[np
         allow_pickle=False,
         **everything | {f"held_out_{fold}": one for fold, one in held_out.items()},
     )
-    return np.array(store.load("labels", split="train"))[rows], chosen
+    return labels[rows], chosen
 
 
 def main() -> None:
     """Trains once, then compares the rules."""
-    arguments = densenet_train.build_parser().parse_args()
-    arguments.keep, arguments.ema, arguments.seeds = LAST, 0.0, 1
+    parser = densenet_train.build_parser()
+    arguments = parser.parse_args()
+    if arguments.folds == 1 or arguments.pretrained or arguments.ensemble:
+        parser.error("this benchmark trains a cross-validation: use --folds 2 or more")
+    arguments.train, arguments.keep, arguments.ema, arguments.seeds = recipe.PHASES[-1], LAST, 0.0, 1
     hardware.log_device()
     labels, chosen = train(arguments)
     reference = chosen[LAST][0]

@@ -23,7 +23,7 @@ import toy
 
 ROOT = Path(__file__).parent.parent
 SCRIPTS = contract.SCRIPTS
-BACKBONE = toy.NAME
+BACKBONE, OTHER = toy.NAME, toy.OTHER
 SIZE = 32  # pixels
 COUNTS = {"train": 24, "val": 12, "test": 12}
 
@@ -96,11 +96,30 @@ def add_classifier(folder: Path, name: str, splits: Sequence[str] = ("val", "tes
     rng = np.random.default_rng(list(name.encode()))
     for split in splits:
         store.load("roi", split=split)
-    store.save_json("classifier_settings", settings, backbone=name)
+    store.save_json("classifier_settings", {"parts": [part(name)]} | settings, backbone=name)
     for split in splits:
         store.save(
             "probabilities", rng.dirichlet((1, 1, 1), store.rows(split)).astype("f4"), split=split, backbone=name
         )
+
+
+def part(backbone: str, keep: str = "best auc of validation", **members: tuple[int, int]) -> dict[str, Any]:
+    """An entry of `parts` in the settings of a classifier.
+
+    Args:
+        backbone: its name.
+        keep: why the epochs were kept.
+        members: the epoch that was kept and the number of epochs, by member; default: 2 of 3 of a single network.
+    """
+    found = members or {"": (2, 3)}
+    return {
+        "backbone": backbone,
+        "tta": False,
+        "members": {
+            member: {"full": {"kept_epoch": kept, "reason": keep, "seconds": [1.0] * count}}
+            for member, (kept, count) in found.items()
+        },
+    }
 
 
 def use_true_masks(folder: Path) -> None:

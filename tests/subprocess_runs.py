@@ -85,7 +85,7 @@ def copy(folder: str, to: str) -> None:
 def predict(folder: str, out: str) -> None:
     """Saves what the networks of a chain predict for random images."""
     store, images = pipeline.reader(Path(folder)), make_images(4)
-    ensemble, _ = load(store, pipeline.BACKBONE)
+    (ensemble,) = load(store, pipeline.BACKBONE)[0].parts
     design = json.loads(store.check("segnet_settings").read_text(encoding="utf-8"))["design"]
     segmenter = segmentation.build(segmentation.Design(**design), pipeline.SIZE)
     backbones.load_weights(segmenter, store.check("segnet_weights", member=""))

@@ -7,7 +7,7 @@ from melanoma.models import backbones, segmentation
 import keras
 from keras import layers
 
-NAME = "toy"
+NAME, OTHER = "toy", "shifted"
 FEATURES = 8
 SEGNET_ENCODER = segmentation.ENCODER  # of the real network, whatever `shrink_segnet` does
 
@@ -33,12 +33,19 @@ def preprocess(images: keras.KerasTensor) -> keras.KerasTensor:
     return images / 127.5 - 1.0
 
 
+def preprocess_other(images: keras.KerasTensor) -> keras.KerasTensor:
+    return images / 255.0
+
+
 def register() -> None:
-    """Makes `--backbone toy` available in this process."""
+    """Makes the backbones NAME and OTHER available in this process; they differ in their preprocessing."""
     original = backbones.applications
 
     def applications() -> dict[str, Any]:
-        return original() | {NAME: backbones.Application(toy, preprocess)}
+        return original() | {
+            NAME: backbones.Application(toy, preprocess),
+            OTHER: backbones.Application(toy, preprocess_other),
+        }
 
     backbones.applications = applications
 

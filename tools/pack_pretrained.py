@@ -3,9 +3,9 @@
     python -m tools.pack_pretrained {segnet,classifier} [--data data] [--graphics graphics]
 
 packs the network of segmentation_02_segnet_train.py, or the networks of densenet_train.py and evaluate.py. Writes
-pretrained/segnet.weights.h5 or pretrained/classifier{member}.weights.h5, kernels as float16, and segnet.json or
-classifier.json: checksums, what is needed to use the networks, metrics, data, hashes of the ids of the training images,
-settings, machine and versions.
+pretrained/segnet.weights.h5 or pretrained/classifier_{backbone}{member}.weights.h5, kernels as float16, and segnet.json
+or classifier.json: checksums, what is needed to use the networks, metrics, data, hashes of the ids of the training
+images, settings, machine and versions.
 """
 
 import argparse
@@ -91,11 +91,12 @@ def write(network: str, weights: Mapping[str, Path], description: dict[str, Any]
 
 
 def describe_data(store: Store, chosen: str) -> str:
-    """The data sets of the last training run, their licences, and what was chosen on validation."""
+    """The data sets of the last training run, their licences, and what was chosen on validation; "": nothing."""
     settings = store.written_with("ids", split="train")
     sources = [f"{one['layout']} ({one['images']} images; {one['credit']})" for one in settings["sources"]]
     added = f", with {', '.join(sources[1:])} added to train" if sources[1:] else ""
-    return f"{sources[0]}, --split {settings['split']}{added}; best {chosen} chosen on validation"
+    by_validation = f"; {chosen} chosen on validation" if chosen else ""
+    return f"{sources[0]}, --split {settings['split']}{added}{by_validation}"
 
 
 def pack_segnet(store: Store, graphics: Path) -> None:
@@ -108,11 +109,12 @@ def pack_segnet(store: Store, graphics: Path) -> None:
         raise InputError(f"{path} does not belong to the network in {store.data}: run {contract.SEGNET} again")
     if used["folds"] > 1 or used.get("seeds", 1) > 1 or used["limit"]:
         raise InputError(f"the last training run used --folds, --seeds or --limit: run {contract.SEGNET} without them")
+    by_validation = settings["training"][0]["reason"].endswith("of validation")
     description = {
         "design": settings["design"],
         "threshold": settings["threshold"],
         "metrics_before_float16": results["splits"],
-        "data": describe_data(store, "epoch and threshold"),
+        "data": describe_data(store, "epoch and threshold" if by_validation else "threshold"),
         "training_ids": pretrained.hash_training_ids(store),
         "training": settings["training"],
         "settings": {name: Path(value).name if name in PATHS else value for name, value in used.items()},
@@ -130,21 +132,25 @@ def pack_classifier(store: Store, graphics: Path) -> None:
     settings_path = store.check("classifier_settings", backbone=backbone)
     if results["inputs"].get(key, {}).get("sha256") != sha256(settings_path):
         raise InputError(f"{path} does not belong to the classifier in {store.data}: run {contract.EVALUATION} again")
-    used = store.written_with("classifier_settings", backbone=backbone)
+    settings, system = json.loads(settings_path.read_text(encoding="utf-8")), results["systems"][backbone]
     limited = any(entry["settings"].get("limit") for entry in (results, *results["inputs"].values()))
-    if limited or used["pretrained"] or used["folds"] == 1:
+    if limited or system["chosen_on"] != "train":
         raise InputError(
             "the last run used --limit or --pretrained, or no --folds, which thresholds and calibration need: run "
             f"{contract.CLASSIFIER} and {contract.EVALUATION} again"
         )
-    settings, system = json.loads(settings_path.read_text(encoding="utf-8")), results["systems"][backbone]
+    parts = [
+        part | {"settings": report.shown(store.written_with("classifier_settings", backbone=part["weights"]))}
+        for part in settings["parts"]
+    ]
     description = settings | {
+        "parts": parts,
         "thresholds": system["thresholds"],
         "metrics_before_float16": {
             split: {name: scores[name] for name in ("n", "metrics", "intervals")}
             for split, scores in system["splits"].items()
         },
-        "data": describe_data(store, "epochs"),
+        "data": describe_data(store, "epochs" if system["epochs_chosen_on"] else ""),
         "training_ids": pretrained.hash_training_ids(store),
         "settings": report.made_with(results, backbone),
         "versions": results["versions"],
@@ -153,7 +159,7 @@ def pack_classifier(store: Store, graphics: Path) -> None:
         pretrained.weight_file(part["backbone"], member): store.check(
             "classifier_weights", backbone=part["weights"], member=member
         )
-        for part in settings["parts"]
+        for part in parts
         for member in part["members"]
     }
     write(pretrained.CLASSIFIER, weights, description)

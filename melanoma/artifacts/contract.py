@@ -67,7 +67,7 @@ FILES = {
     "segnet_weights": File("weights/segnet{member}.weights.h5", SEGNET, ()),
     "segnet_settings": File("weights/segnet.json", SEGNET, ()),
     "predicted": File("arrays/{split}_predicted.npy", SEGNET, (ROI, EVALUATION), "uint8", MASKS, 0, 1),
-    "roi": File("arrays/{split}_roi.npy", ROI, (CLASSIFIER,), "uint8", IMAGES, 0, 255),
+    "roi": File("arrays/{split}_roi.npy", ROI, (CLASSIFIER, EVALUATION), "uint8", IMAGES, 0, 255),
     "features": File("arrays/{split}_{backbone}_features.npy", CLASSIFIER, (CLASSIFIER,), "float32", ("N", "C")),
     "head_weights": File("weights/{backbone}_head{member}.weights.h5", CLASSIFIER, ()),
     "classifier_weights": File("weights/{backbone}{member}.weights.h5", CLASSIFIER, (EVALUATION,)),

@@ -179,6 +179,23 @@ def training_flags(
     )
 
 
+def extra_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say how the images of --extra are used in training."""
+    parser.add_argument(
+        "--pretrain",
+        type=not_negative_int,
+        default=0,
+        metavar="EPOCHS",
+        help="first train this long on the images that step 1 added with --extra",
+    )
+    parser.add_argument(
+        "--extra-weight",
+        type=not_negative,
+        default=1.0,
+        help="weight of the images that step 1 added with --extra, after --pretrain; 0: leave them out",
+    )
+
+
 def refuse(settings: Mapping[str, Any], parser: argparse.ArgumentParser, useless: Iterable[str], reason: str) -> None:
     """Refuses flags that would have no effect.
 

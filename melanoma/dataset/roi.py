@@ -27,23 +27,32 @@ def lesion_box(mask: np.ndarray) -> tuple[int, int, int]:
     return top, left, side
 
 
-def region_of_interest(image: np.ndarray, mask: np.ndarray, roi: str) -> tuple[np.ndarray, bool]:
+def region_of_interest(
+    image: np.ndarray, mask: np.ndarray, roi: str, size: int | None = None
+) -> tuple[np.ndarray, bool]:
     """Removes what is not lesion from an image.
 
     Args:
         image: uint8 (S, S, 3).
         mask: uint8 (S, S, 1), {0, 1}.
-        roi: "mask" makes the background black, "crop" cuts out the enlarged lesion box and resizes it to S, "full"
-            keeps the image.
+        roi: "mask" makes the background black, "crop" cuts out the enlarged lesion box, "full" keeps the image.
+        size: side of the result in pixels; None: S.
 
     Returns:
-        uint8 (S, S, 3), and whether the full image is returned because the mask is empty or covers all of it.
+        uint8 (size, size, 3), and whether the full image is shown because the mask is empty or covers all of it.
     """
+    side = size or len(image)
     unusable = not mask.any() or bool(mask.all())
     if roi == "full" or unusable:
-        return image, unusable and roi != "full"
+        return resize(image, side), unusable and roi != "full"
     if roi == "mask":
-        return image * mask, False
-    top, left, side = lesion_box(mask)
-    crop = Image.fromarray(image[top : top + side, left : left + side])
-    return np.asarray(crop.resize(image.shape[1::-1], Image.Resampling.BICUBIC)), False
+        return resize(image * mask, side), False
+    top, left, box = lesion_box(mask)
+    return resize(image[top : top + box, left : left + box], side), False
+
+
+def resize(image: np.ndarray, side: int) -> np.ndarray:
+    """Resizes a square image with antialiasing: uint8 (side, side, 3)."""
+    if len(image) == side:
+        return image
+    return np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC))

@@ -68,9 +68,10 @@ def rows_with_lesion(store: Store, split: str) -> np.ndarray:
 
 def occluded_rois(store: Store, split: str, variant: str, roi: str) -> Iterator[np.ndarray]:
     """Occluded images as the classifier sees them, uint8 (B, S, S, 3), one block at a time."""
+    side = store.load("roi", split=split).shape[1]
     for block, masks in zip(store.blocks("images", split=split), store.blocks("predicted", split=split), strict=True):
         pairs = zip(block, masks, strict=True)
-        yield np.stack([region_of_interest(occlude(image, mask, variant), mask, roi)[0] for image, mask in pairs])
+        yield np.stack([region_of_interest(occlude(image, mask, variant), mask, roi, side)[0] for image, mask in pairs])
 
 
 def class_activation(network: Classifier, images: np.ndarray, classes: np.ndarray) -> np.ndarray:

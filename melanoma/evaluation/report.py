@@ -4,7 +4,7 @@ import base64
 import json
 import re
 import subprocess
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -97,15 +97,22 @@ def made_with(metrics: dict[str, Any], name: str) -> dict[str, dict[str, Any]]:
     for key in metrics["systems"][name]["inputs"]:  # latest first; files of an earlier run may follow
         entry = metrics["inputs"][key]
         used.setdefault(entry["script"], entry["settings"])
+    return {script: shown(used[script]) for script in contract.SCRIPTS if script in used}
+
+
+def shown(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without local folders and those that affect only speed."""
     return {
-        script: {
-            name: Path(value).name if name == "weights" else value
-            for name, value in used[script].items()
-            if name not in NOT_SHOWN and value is not None
-        }
-        for script in contract.SCRIPTS
-        if script in used
+        name: Path(value).name if name == "weights" else value
+        for name, value in settings.items()
+        if name not in NOT_SHOWN and value is not None
     }
+
+
+def classifier_runs(metrics: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    """Settings of each run of the fourth script that led to a system, earliest first: of an ensemble several."""
+    entries = [(key, metrics["inputs"][key]) for key in reversed(metrics["systems"][name]["inputs"])]
+    return [one["settings"] for key, one in entries if one["script"] == contract.CLASSIFIER and key.endswith(".json")]
 
 
 def is_synthetic(made: dict[str, dict[str, Any]]) -> bool:
@@ -119,6 +126,8 @@ def commands(metrics: dict[str, Any]) -> list[str]:
     all_made = [made_with(metrics, name) for name in metrics["systems"]]
     for script in contract.SCRIPTS:
         settings = [made[script] for made in all_made if script in made]
+        if script == contract.CLASSIFIER:
+            settings = [one for name in metrics["systems"] for one in classifier_runs(metrics, name)]
         for one in [metrics["settings"]] if script == contract.EVALUATION else settings:
             found[f"python {script} {one.get('flags', '')}".rstrip()] = None
     return list(found)

@@ -146,7 +146,7 @@ def describe_networks(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
     for part in parts:
         last = [list(phases.values())[-1] for phases in part["members"].values()]
         kept = ", ".join(str(phase["kept_epoch"]) for phase in last)
-        trained = ", ".join(sorted({str(len(phase["seconds"])) for phase in last}))
+        trained = ", ".join(map(str, sorted({len(phase["seconds"]) for phase in last})))
         described.append(
             {
                 "backbone": part["backbone"],
@@ -393,8 +393,8 @@ def score_subgroup(labels: np.ndarray, probabilities: np.ndarray, threshold: flo
 
 
 def rows_with_masks(store: Store, split: str, left_out: Sequence[str] = ()) -> np.ndarray:
-    """Rows of a split's original images that have a lesion mask, without the ids left out, int (K,)."""
-    rows = originals_with_mask(store, split)
+    """Rows of a split's original images of --source that have a lesion mask, without the ids left out, int (K,)."""
+    rows = np.intersect1d(originals_with_mask(store, split), base_rows(store, split))
     return rows[~np.isin(store.load("ids", split=split)[rows], left_out)]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
 from melanoma.dataset.splits import UNLABELLED, base_rows, load_labels
-from melanoma.errors import StageError
+from melanoma.errors import InputError, StageError
 from melanoma.inference import calibration
 from melanoma.inference.ensemble import Blend, Ensemble
 from melanoma.log import log
@@ -64,8 +64,11 @@ def combine(store: Store, names: Sequence[str]) -> tuple[list[dict[str, Any]], d
         The parts of their settings, see `ensemble.load`; mean probabilities by split, of train if all have some.
 
     Raises:
+        InputError: a classifier is named twice.
         StageError: predictions are missing or stale.
     """
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"--ensemble names {', '.join(twice)} twice: name each classifier once")
     parts, probabilities = [], {}
     for name in names:
         settings = json.loads(store.check("classifier_settings", backbone=name).read_text(encoding="utf-8"))

@@ -59,8 +59,9 @@ class Batches(keras.utils.PyDataset):
             options: see `BatchOptions`; None: its defaults.
         """
         self.options = options or BatchOptions()
-        workers = THREADS if self.options.augmentation else 1
-        super().__init__(workers=workers, use_multiprocessing=False, max_queue_size=2 * THREADS)
+        # With one worker Keras leaves the threads to tf.data, whose tuning blocks at the end of an epoch, for seconds.
+        workers = 1 if inputs.ndim == 2 else max(2, THREADS)
+        super().__init__(workers=workers, use_multiprocessing=False, max_queue_size=2 * workers)
         self.inputs, self.targets, self.batch_size = inputs, targets, batch_size
         self.rows = np.arange(len(inputs)) if self.options.rows is None else self.options.rows
         self.length = self.options.length or len(self.rows)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from melanoma.cli import flags
 from melanoma.dataset import augment
 from melanoma.models import backbones
-from melanoma.training.callbacks import KEEP
+from melanoma.training.callbacks import KEEP, LAST
 
 PHASES = ("head", "full")  # the head on frozen features; then the whole network
 EPOCHS = {"head": 60, "full": 15}
@@ -57,7 +57,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep",
         choices=KEEP,
-        default="best",
+        default=LAST,
         help="whose weights are kept: of the last epoch, of that with the best mean AUC on validation, or of that with "
         "the lowest loss there",
     )
@@ -85,20 +85,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--label-smoothing", type=flags.fraction, default=0.0, help="part of each target that all classes share equally"
     )
-    parser.add_argument(
-        "--pretrain",
-        type=flags.not_negative_int,
-        default=0,
-        metavar="EPOCHS",
-        help="first train this long on the images that step 1 added with --extra",
-    )
-    parser.add_argument(
-        "--extra-weight",
-        type=flags.not_negative,
-        default=1.0,
-        help="weight of the images that step 1 added with --extra, in the loss or with --balance sampling in the "
-        "sampling; 0: leave them out",
-    )
+    flags.extra_flags(parser)
     parser.add_argument(
         "--teacher",
         type=backbones.backbone_name,

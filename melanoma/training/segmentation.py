@@ -9,6 +9,7 @@ from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
 from melanoma.dataset import augment
 from melanoma.dataset.splits import (
+    NEVER_HELD_OUT,
     Member,
     are_original,
     assign_folds,
@@ -22,11 +23,12 @@ from melanoma.log import log
 from melanoma.models import losses, segmentation
 from melanoma.training import checkpoints, distributed, loop
 from melanoma.training.batches import Batches, BatchOptions
-from melanoma.training.callbacks import Draw, TrainingRun
+from melanoma.training.callbacks import LAST, Draw, TrainingRun
 
 import keras
 import numpy as np
 
+PRETRAINING = "pretrain"  # part of the name of the training on the images of --extra
 NAME = "segnet"  # of its files, whichever network it is
 PATIENCE = 10  # epochs without a better Jaccard index
 
@@ -51,6 +53,8 @@ class SegmentationSettings:
     augmentation: str  # of augment.RANGES
     folds: int  # networks per seed, each trained without one fold; 1: trained on all images
     seeds: int  # networks per fold
+    pretrain: int  # epochs on the images of --extra alone, before the training of the folds
+    extra_weight: float  # of the images of --extra in the training of the folds
     seed: int
 
 
@@ -62,6 +66,15 @@ class TrainedNetworks:
     members: list[str]  # their names in file names
     out_of_fold: np.ndarray | None  # bool (N, networks): which were not trained on a row of train
     report: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class MaskData:
+    """Which images a network is trained on."""
+
+    rows: np.ndarray  # int (K,), of train, with a mask
+    weights: np.ndarray  # float (N,), how often each row of train is drawn relative to others
+    validation: np.ndarray  # int, rows of validation with a mask
 
 
 @dataclass(frozen=True)
@@ -90,10 +103,16 @@ class SegmentationTrainer:
             )
         if not len(validation):
             log.info("no validation masks: training Jaccard index and loss are used instead")
-        fold_of_row = self._folds(with_mask)
+        extra = store.load("origin", split="train") > 0
+        fold_of_row = self._folds(with_mask, extra)
+        alone = with_mask[fold_of_row[with_mask] == NEVER_HELD_OUT]
+        if settings.extra_weight == 0:
+            with_mask = with_mask[~extra[with_mask]]
+        weights = np.where(extra, settings.extra_weight, 1.0)
         members = list_members(settings.folds, settings.seeds, settings.seed)
         design = design_network(store, settings)
         models, results = [], []
+        initial: dict[int, list[np.ndarray]] = {}  # weights after pretraining, by seed
         for member in members:
             rows = with_mask[fold_of_row[with_mask] != member.fold]
             if not len(rows):
@@ -101,7 +120,19 @@ class SegmentationTrainer:
                     f"--folds {settings.folds}: all training images with a mask are in fold {member.fold + 1}: choose "
                     "fewer folds or another --seed"
                 )
-            model, result = self._train_member(design, rows, validation, member)
+            model = self._build(design, member)
+            log.info("%s%s: %d weights, %d training images", model.name, member.name, model.count_params(), len(rows))
+            if settings.pretrain and member.seed in initial:
+                model.set_weights(initial[member.seed])
+            elif settings.pretrain:
+                seed = f"_seed{member.seed}" if settings.seeds > 1 else ""
+                data = MaskData(alone, np.ones(len(extra)), validation)
+                self._fit(model, f"{NAME}_{PRETRAINING}{seed}", data, settings.pretrain, LAST, member.seed)
+                initial[member.seed] = model.get_weights()
+            data = MaskData(rows, weights, validation)
+            result = self._fit(model, f"{NAME}{member.name}", data, settings.epochs, settings.keep, member.seed)
+            if self.devices.leads:
+                store.save_weights("segnet_weights", model, member=member.name)
             models.append(model)
             results.append(result)
         history = [
@@ -111,44 +142,50 @@ class SegmentationTrainer:
         seconds = statistics.median(second for one in results for second in one.seconds)
         cost = {"weights": models[0].count_params(), "seconds_per_epoch": seconds}
         report = {"design": asdict(design), "training": history, "cost": cost}
-        return TrainedNetworks(models, [one.name for one in members], out_of_fold_mask(members, fold_of_row), report)
+        out_of_fold = out_of_fold_mask(members, fold_of_row)
+        if out_of_fold is not None:
+            out_of_fold[fold_of_row == NEVER_HELD_OUT] = True  # no network is without them
+        return TrainedNetworks(models, [one.name for one in members], out_of_fold, report)
 
-    def _train_member(
-        self, design: segmentation.Design, rows: np.ndarray, validation: np.ndarray, member: Member
-    ) -> tuple[keras.Model, loop.TrainingResult]:
-        """Trains one network on some rows of train; those of validation may choose the epoch that is kept."""
+    def _build(self, design: segmentation.Design, member: Member) -> keras.Model:
+        settings = self.settings
+        # All networks differ at the start.
+        keras.utils.set_random_seed((member.seed + settings.seeds * (member.fold + 1)) % 2**32)
+        return segmentation.build(design, self.store.load("images", split="train").shape[1], settings.weights)
+
+    def _fit(
+        self, model: keras.Model, name: str, data: MaskData, epochs: int, keep: str, seed: int
+    ) -> loop.TrainingResult:
+        """Trains a network on some rows of train."""
         store, settings = self.store, self.settings
-        keras.utils.set_random_seed(
-            (member.seed + settings.seeds * (member.fold + 1)) % 2**32
-        )  # all networks differ at the start
-        images, truth = store.load("images", split="train"), store.load("masks", split="train")
-        model = segmentation.build(design, images.shape[1], settings.weights)
-        log.info("%s%s: %d weights, %d training images", model.name, member.name, model.count_params(), len(rows))
+        all_once = (data.weights[data.rows] == 1).all()
         options = BatchOptions(
-            rows=rows, seed=member.seed, augmentation=augment.RANGES[settings.augmentation], target_is_mask=True
+            rows=data.rows,
+            seed=seed,
+            augmentation=augment.RANGES[settings.augmentation],
+            target_is_mask=True,
+            sampling_weights=None if all_once else data.weights,
+            length=None if all_once else round(data.weights[data.rows].sum()),
         )
-        name = f"{NAME}{member.name}"
-        result = loop.fit(
+        arrays = store.load("images", split="train"), store.load("masks", split="train")
+        return loop.fit(
             model,
-            Batches(images, truth, settings.batch_size, options),
-            self._validation(validation),
+            Batches(*arrays, settings.batch_size, options),
+            self._validation(data.validation),
             loop.Objective(losses.LOSSES[settings.loss], [losses.jaccard], "jaccard"),
-            loop.Hyperparameters(settings.epochs, settings.learning_rate, settings.ema, PATIENCE, settings.keep),
+            loop.Hyperparameters(epochs, settings.learning_rate, settings.ema, PATIENCE, keep),
             TrainingRun(checkpoints.for_training(store, NAME, name), self.draw(name), devices=self.devices),
         )
-        if self.devices.leads:
-            store.save_weights("segnet_weights", model, member=member.name)
-        return model, result
 
-    def _folds(self, with_mask: np.ndarray) -> np.ndarray:
+    def _folds(self, with_mask: np.ndarray, extra: np.ndarray) -> np.ndarray:
         """Fold of every row of train; folds have as many images of each class, with and without mask."""
         store = self.store
         if self.settings.folds == 1:  # labels are no input of the network
-            return np.zeros(store.rows("train"), int)
+            return np.where(extra, NEVER_HELD_OUT, 0)
         classes = 2 * load_labels(store, "train").astype(int)
         classes[with_mask] += 1
         source, groups = (store.load(name, split="train") for name in ("source", "groups"))
-        return assign_folds(source, groups, classes, self.settings.folds, self.settings.seed)
+        return assign_folds(source, groups, classes, self.settings.folds, self.settings.seed, extra)
 
     def _rows_with_mask(self, split: str) -> np.ndarray:
         """Originals with a mask; logs how many are left out."""

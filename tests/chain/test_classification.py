@@ -50,8 +50,8 @@ def crossed(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_probabilities_are_out_of_fold_on_train_and_the_mean_of_the_calibrated_folds_elsewhere(crossed: Path) -> None:
     store = reader(crossed)
     source, groups, labels = (store.load(name, split="train") for name in ("source", "groups", "labels"))
-    ensemble, settings = load(store, BACKBONE)
-    assert list(settings["members"]) == MEMBERS
+    (ensemble,) = load(store, BACKBONE)[0].parts
+    assert ensemble.members == MEMBERS
     models = [one.model for one in ensemble.classifiers]
     each = np.stack([mean_output([model], store.load("roi", split="train"), tta=True) for model in models])
     assert abs(each[0] - each[1]).max() > 1e-4  # another seed, another network
@@ -120,8 +120,7 @@ def test_class_that_is_absent_from_the_training_folds_is_named(
 
 def test_backbone_works_at_the_given_input_size(own_chain: Path) -> None:
     pipeline.classify(own_chain, "--train", "head", "--input-size", "64")
-    ensemble, settings = load(reader(own_chain), BACKBONE)
-    assert settings["input_size"] == 64 and settings["size"] == pipeline.SIZE
+    (ensemble,) = load(reader(own_chain), BACKBONE)[0].parts
     (network,) = ensemble.classifiers
     assert network.backbone.input_shape[1] == 64 and network.model.input_shape[1] == pipeline.SIZE
     images = reader(own_chain).load("roi", split="val")
@@ -191,11 +190,11 @@ def test_added_images_are_trained_on_but_neither_predicted_nor_evaluated(with_ex
 
 
 def test_pretraining_is_recorded_with_the_first_network(with_extra: Path) -> None:
-    _, settings = load(reader(with_extra), BACKBONE)
-    phases = {name: list(phases) for name, phases in settings["members"].items()}
+    (part,) = load(reader(with_extra), BACKBONE)[1]["parts"]
+    phases = {name: list(phases) for name, phases in part["members"].items()}
     assert phases == {"_fold1": ["pretrain", "head", "full"], "_fold2": ["head", "full"]}
-    reasons = {phase["reason"] for phases in settings["members"].values() for phase in phases.values()}
-    assert reasons == {"the last"}
+    reasons = {phase["reason"] for phases in part["members"].values() for phase in phases.values()}
+    assert reasons == {"the last one"}
     curves = {path.name for path in (with_extra / "graphics").glob(f"{BACKBONE}*_curves.png")}
     assert curves == {f"{BACKBONE}_pretrain_curves.png"} | {
         f"{BACKBONE}_{phase}_fold{fold}_curves.png" for phase in ("head", "full") for fold in (1, 2)

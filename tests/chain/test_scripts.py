@@ -302,7 +302,7 @@ def test_metrics_of_an_absent_class_are_undefined(own_source: Path, tmp_path: Pa
         table.write_text(table.read_text().replace(",1.0,", ",0.0,"))
     pipeline.preprocess(own_source, tmp_path, "--copies", "1")
     store = Store(tmp_path / "data", contract.CLASSIFIER, vars(pipeline.parser(contract.CLASSIFIER).parse_args([])))
-    store.save_json("classifier_settings", {}, backbone="uniform")
+    store.save_json("classifier_settings", {"parts": [pipeline.part("uniform")]}, backbone="uniform")
     for split in ("val", "test"):
         uniform = np.full((store.rows(split), 3), 1 / 3, np.float32)
         store.save("probabilities", uniform, split=split, backbone="uniform")

@@ -89,8 +89,8 @@ def test_mixed_precision_gives_finite_float32_results(
     store = reader(own_chain)
     probabilities = store.load("probabilities", split="val", backbone=pipeline.BACKBONE)
     assert probabilities.dtype == np.float32 and np.isfinite(probabilities).all()
-    members = json.loads(store.path("classifier_settings", backbone=pipeline.BACKBONE).read_text())["members"]
-    trainings = [settings(own_chain)["training"][0], *members[""].values()]
+    (part,) = json.loads(store.path("classifier_settings", backbone=pipeline.BACKBONE).read_text())["parts"]
+    trainings = [settings(own_chain)["training"][0], *part["members"][""].values()]
     assert len(trainings) == 3
     assert all(np.isfinite(values).all() for training in trainings for values in training["history"].values())
 

@@ -60,9 +60,9 @@ def test_threshold_is_the_challenges_where_no_labels_choose_one() -> None:
     [
         ("test", "val", "val", False, ""),
         ("val", "val", None, True, "thresholds were"),
-        ("val", "val", "val", False, "best epochs, calibration and thresholds were"),
-        ("val", "train", "val", False, "best epochs were"),
-        ("val", None, "val", False, "best epochs were"),
+        ("val", "val", "val", False, "epochs, calibration and thresholds were"),
+        ("val", "train", "val", False, "epochs were"),
+        ("val", None, "val", False, "epochs were"),
         ("val", None, None, False, ""),
         ("train", "train", "val", False, "calibration and thresholds were"),
         ("train", None, "val", False, ""),
@@ -88,11 +88,45 @@ def test_epochs_of_pretrained_networks_were_chosen_on_one_validation_split_only(
     step1.save("ids", np.array(reader(partly).load("ids", split="train")), split="train")
     classifier = Store(partly / "data", contract.CLASSIFIER, {})
     for name in (contract.PRETRAINED, "b"):
-        classifier.save_json("classifier_settings", {}, backbone=name)
+        classifier.save_json("classifier_settings", {"parts": [pipeline.part(name)]}, backbone=name)
         classifier.save("probabilities", np.eye(5, 3, dtype=np.float32), split="train", backbone=name)
     images = scoring.load_images(reader(partly))
     assert scoring.load_classifier(reader(partly), images, contract.PRETRAINED).epochs_chosen_on == expected
     assert scoring.load_classifier(reader(partly), images, "b").epochs_chosen_on == "val"
+
+
+@pytest.mark.parametrize(
+    ("keeps", "expected"),
+    [
+        (["the last one"], None),
+        (["lowest loss of training"], None),
+        (["lowest loss of validation"], "val"),
+        (["the last one", "best auc of validation"], "val"),  # of an ensemble
+    ],
+)
+def test_epochs_were_chosen_on_validation_if_those_of_any_network_were(
+    keeps: list[str], expected: str | None, partly: Path
+) -> None:
+    parts = [pipeline.part(f"b{place}", keep) for place, keep in enumerate(keeps)]
+    classifier = Store(partly / "data", contract.CLASSIFIER, {})
+    classifier.save_json("classifier_settings", {"parts": parts}, backbone="b")
+    classifier.save("probabilities", np.eye(5, 3, dtype=np.float32), split="train", backbone="b")
+    system = scoring.load_classifier(reader(partly), scoring.load_images(reader(partly)), "b")
+    assert system.epochs_chosen_on == expected
+
+
+def test_networks_are_described_by_their_backbone_and_last_phase() -> None:
+    folds = pipeline.part("a", "lowest loss of validation", _fold1=(9, 12), _fold2=(4, 9), _fold3=(2, 9))
+    folds["members"]["_fold1"] = {"head": {"kept_epoch": 1, "reason": "-", "seconds": []}} | folds["members"]["_fold1"]
+    assert scoring.describe_networks([folds, pipeline.part("b", "the last one") | {"tta": True}]) == [
+        {
+            "backbone": "a",
+            "count": 3,
+            "tta": False,
+            "epochs": "weights of epoch 9, 4, 2 of 9, 12, lowest loss of validation",
+        },
+        {"backbone": "b", "count": 1, "tta": True, "epochs": "weights of epoch 2 of 3, the last one"},
+    ]
 
 
 def test_test_is_reported_before_validation_and_cross_validation() -> None:
@@ -131,7 +165,7 @@ def partly(tmp_path: Path) -> Path:
     step1.save("masks", masks * np.array([1, 1, 0, 1, 1], np.uint8)[:, None, None, None], split="train")
     Store(tmp_path / "data", contract.SEGNET, {}).save("predicted", masks, split="train")
     classifier = Store(tmp_path / "data", contract.CLASSIFIER, {"backbone": "a", "pretrained": False})
-    classifier.save_json("classifier_settings", {}, backbone="a")
+    classifier.save_json("classifier_settings", {"parts": [pipeline.part("a")]}, backbone="a")
     classifier.save("probabilities", np.eye(5, 3, dtype=np.float32), split="train", backbone="a")
     return tmp_path
 

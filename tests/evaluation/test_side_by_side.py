@@ -53,9 +53,9 @@ def load(folder: Path, backbone: str | None = None, *files: Path) -> list[scorin
 # ---------------------------------------------------------------------------------------------------- which classifiers
 
 
-def test_densenet_is_the_main_classifier_and_pretrained_networks_come_last() -> None:
-    names = ["xception", "pretrained", "mobilenet", "densenet121", "densenet169"]
-    expected = ["densenet121", "densenet169", "mobilenet", "xception", "pretrained"]
+def test_the_ensemble_is_the_main_classifier_then_densenet_and_pretrained_networks_come_last() -> None:
+    names = ["xception", "pretrained", "mobilenet", "densenet121", "ensemble", "densenet169"]
+    expected = ["ensemble", "densenet121", "densenet169", "mobilenet", "xception", "pretrained"]
     assert sorted(names, key=scoring.classifier_order) == expected
 
 
@@ -168,9 +168,19 @@ def test_terminal_table_has_every_system_below_its_columns(several: Path) -> Non
     assert list(tables.compared_lines(results(several)["systems"], "train")) == []  # the main one is alone there
 
 
+def test_cross_validation_of_another_classifier_is_shown_if_the_main_one_has_none(own: Path) -> None:
+    Store(own / "data", contract.CLASSIFIER, {}).remove("probabilities", split="train", backbone=MAIN)
+    pipeline.add_classifier(own, MAIN)
+    pipeline.add_classifier(own, OTHER, ("train", "val", "test"))
+    pipeline.run(contract.EVALUATION, own)
+    assert list(tables.compared(results(own)["systems"], "train")) == [OTHER]
+    page = (own / "graphics" / report.PAGE).read_text(encoding="utf-8")
+    assert "<h2>Cross-validation" in page and "train" not in results(own)["differences"]
+
+
 def test_table_says_which_of_its_metrics_are_biased(several: Path) -> None:
     systems = results(several)["systems"]
-    caveat = "Biased upwards: best epochs, calibration and thresholds were chosen on these images."
+    caveat = "Biased upwards: epochs, calibration and thresholds were chosen on these images."
     assert tables.compared_caveats(systems, "val") == {caveat: [OTHER, BACKBONE]}  # the main one's are from train
     assert tables.compared_caveats(systems, "test") == {}
     lines = list(tables.compared_lines(systems, "val"))

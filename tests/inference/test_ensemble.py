@@ -1,4 +1,4 @@
-"""Ensembles: mean of the classifiers' probabilities, calibration, saving and loading."""
+"""Ensembles: mean of the networks' probabilities, calibration, mean of several backbones, saving and loading."""
 
 import dataclasses
 import json
@@ -10,22 +10,22 @@ from melanoma.artifacts.store import Store
 from melanoma.errors import InputError, StageError
 from melanoma.inference import ensemble, predict
 from melanoma.inference.calibration import Calibration
-from melanoma.inference.ensemble import Ensemble
+from melanoma.inference.ensemble import Blend, Ensemble
 from melanoma.models import backbones, classifier
 
 import keras
 import numpy as np
 import pytest
-from pipeline import BACKBONE
+from pipeline import BACKBONE, OTHER
 
 SIZE = 16  # pixels
 MEMBERS = ("_fold1", "_fold2")
 CALIBRATION = Calibration(0.1, (0.0, 0.5, -0.5))
 
 
-def build(seed: int) -> classifier.Classifier:
+def build(seed: int, backbone: str = BACKBONE, input_size: int = 8) -> classifier.Classifier:
     keras.utils.set_random_seed(seed)
-    return classifier.build(BACKBONE, SIZE, backbones.NONE, None, input_size=8)
+    return classifier.build(backbone, SIZE, backbones.NONE, None, input_size)
 
 
 def make_images(count: int = 5) -> np.ndarray:
@@ -35,6 +35,12 @@ def make_images(count: int = 5) -> np.ndarray:
 @pytest.fixture(scope="module")
 def two() -> Ensemble:
     return Ensemble([build(seed) for seed in (0, 1)], MEMBERS, tta=False, calibration=CALIBRATION)
+
+
+@pytest.fixture(scope="module")
+def blend(two: Ensemble) -> Blend:
+    """The two, and a network of another backbone."""
+    return Blend([two, Ensemble([build(2, OTHER, SIZE)], [""], tta=True)])
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +88,23 @@ def test_out_of_fold_probabilities_come_from_the_classifier_of_the_row(
     assert two.combine(found) == pytest.approx(np.stack(expected), abs=1e-6)
 
 
+class Constant:
+    """An ensemble that gives every image the same probabilities."""
+
+    def __init__(self, probabilities: tuple[float, ...], engine: str) -> None:
+        self.values, self.engine = np.array(probabilities, np.float32), engine
+
+    def probabilities(self, images: np.ndarray, batch_size: int, label: str) -> tuple[np.ndarray, str]:
+        return np.tile(self.values, (len(images), 1)), self.engine
+
+
+def test_every_backbone_counts_equally_however_many_networks_it_has() -> None:
+    parts: list[Any] = [Constant((0.5, 0.25, 0.25), "b"), Constant((0, 1, 0), "a"), Constant((0.25, 0.25, 0.5), "b")]
+    found, engines = Blend(parts).probabilities(make_images(2), 4, "images")
+    assert found.tolist() == [[0.25, 0.5, 0.25]] * 2 and found.dtype == np.float32
+    assert engines == "a, b"
+
+
 def test_every_network_is_called_once_for_every_batch(two: Ensemble, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = {}
     for one in two.classifiers:
@@ -110,38 +133,51 @@ def test_progress_names_the_fold(two: Ensemble, monkeypatch: pytest.MonkeyPatch)
     assert labels == ["images, fold 1", "images, fold 2", "images"]
 
 
-def settings(**changes: Any) -> dict[str, Any]:
-    saved = {"backbone": BACKBONE, "size": SIZE, "scaling": None, "input_size": 8, "tta": False}
-    return saved | {"calibration": vars(CALIBRATION), "members": dict.fromkeys(MEMBERS)} | changes
+FIRST: dict[str, Any] = {"backbone": BACKBONE, "weights": BACKBONE, "scaling": None, "input_size": 8, "tta": False}
+FIRST |= {"calibration": vars(CALIBRATION), "members": dict.fromkeys(MEMBERS)}
+SECOND: dict[str, Any] = {"backbone": OTHER, "weights": f"my_{OTHER}", "scaling": None, "input_size": SIZE, "tta": True}
+SECOND |= {"calibration": {}, "members": {"": None}}
 
 
 @pytest.fixture
-def saved(two: Ensemble, tmp_path: Path) -> Store:
-    """A data folder with the weights and settings of the ensemble."""
+def saved(blend: Blend, tmp_path: Path) -> Store:
+    """A data folder with the weights and settings of the two, and of both backbones as `contract.ENSEMBLE`."""
     store = Store(tmp_path, contract.CLASSIFIER, {})
-    for member, one in zip(MEMBERS, two.classifiers, strict=True):
-        store.save_weights("classifier_weights", one.model, backbone=BACKBONE, member=member)
-    store.save_json("classifier_settings", settings(), backbone=BACKBONE)
+    for part, one in zip((FIRST, SECOND), blend.parts, strict=True):
+        for member, network in zip(one.members, one.classifiers, strict=True):
+            store.save_weights("classifier_weights", network.model, backbone=part["weights"], member=member)
+    store.save_json("classifier_settings", {"size": SIZE, "parts": [FIRST]}, backbone=BACKBONE)
+    store.save_json("classifier_settings", {"size": SIZE, "parts": [FIRST, SECOND]}, backbone=contract.ENSEMBLE)
     return Store(tmp_path, contract.EVALUATION, {})
 
 
 def test_loaded_ensemble_gives_the_probabilities_of_the_saved_one(two: Ensemble, saved: Store) -> None:
     loaded, description = ensemble.load(saved, BACKBONE)
-    assert (loaded.tta, loaded.calibration.temperature) == (False, 0.1)
-    assert list(loaded.folds()) == list(MEMBERS)
-    assert description == json.loads(json.dumps(settings()))
+    (part,) = loaded.parts
+    assert (part.tta, part.calibration.temperature) == (False, 0.1)
+    assert list(part.folds()) == list(MEMBERS)
+    assert description == json.loads(json.dumps({"size": SIZE, "parts": [FIRST]}))
     expected, _ = two.probabilities(make_images(), 4, "images")
     assert np.array_equal(loaded.probabilities(make_images(), 4, "images")[0], expected)
+
+
+def test_loaded_blend_gives_the_probabilities_of_the_saved_one(blend: Blend, saved: Store) -> None:
+    loaded, _ = ensemble.load(saved, contract.ENSEMBLE)
+    assert [(part.members, part.tta) for part in loaded.parts] == [(list(MEMBERS), False), ([""], True)]
+    each = [part.probabilities(make_images(), 4, "images")[0] for part in blend.parts]
+    found, _ = loaded.probabilities(make_images(), 4, "images")
+    assert found == pytest.approx(np.mean(each, axis=0), abs=1e-6)
+    assert abs(each[0] - each[1]).max() > 1e-3
 
 
 def test_missing_weights_name_the_script_that_writes_them(saved: Store) -> None:
     saved.path("classifier_weights", backbone=BACKBONE, member=MEMBERS[1]).unlink()
     with pytest.raises(StageError, match=rf"{BACKBONE}_fold2\.weights\.h5.*{contract.CLASSIFIER}"):
-        ensemble.load(saved, BACKBONE)
+        ensemble.load(saved, contract.ENSEMBLE)
 
 
 def test_weights_of_another_network_are_refused(saved: Store) -> None:
     path = saved.path("head_weights", backbone=BACKBONE, member="")
     build(0).head.save_weights(path)
     with pytest.raises(InputError, match=f"{path.name} does not fit {BACKBONE}_classifier"):
-        ensemble.restore(settings(), [path])
+        ensemble.restore(FIRST, SIZE, [path])

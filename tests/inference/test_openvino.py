@@ -113,7 +113,7 @@ def test_pretrained_classifier_in_bfloat16_is_close_to_float32(source: Path, flo
     images = np.stack([decode.read_pair(record.image, None, SIZE).image for record in records])
 
     def build() -> keras.Model:
-        return pretrained.load_classifier(SIZE)[0].classifiers[0].model
+        return pretrained.load_classifier(SIZE)[0].parts[0].classifiers[0].model
 
     expected = build().predict_on_batch(images)
     keras.config.set_dtype_policy("mixed_bfloat16")

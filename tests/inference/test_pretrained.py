@@ -18,23 +18,27 @@ from melanoma.sources.layouts import challenge_2017
 import keras
 import numpy as np
 import pytest
-from pipeline import BACKBONE
+from pipeline import BACKBONE, OTHER
 
 SIZE = 16  # pixels
 UNET = Design("unet", SIZE, BACKBONE)
+SEGNET_WEIGHTS = "segnet.weights.h5"
 
 
 def make_images() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (2, SIZE, SIZE, 3)).astype(np.uint8)
 
 
-def pack(folder: Path, network: str, model: keras.Model, description: dict[str, Any]) -> Path:
-    """Writes the weights and the description of a network; returns the path of the weights."""
-    weights = folder / f"{network}.weights.h5"
-    model.save_weights(weights)
-    text = json.dumps({"training_ids": [], "sha256": {weights.name: sha256(weights)}} | description)
+def pack(folder: Path, network: str, models: dict[str, keras.Model], description: dict[str, Any]) -> None:
+    """Writes weights, by the name of the file, and the description of a network."""
+    for name, model in models.items():
+        model.save_weights(folder / name)
+    text = json.dumps({"training_ids": [], "sha256": {name: sha256(folder / name) for name in models}} | description)
     (folder / f"{network}.json").write_text(text, encoding="utf-8")
-    return weights
+
+
+def pack_unet(folder: Path) -> None:
+    pack(folder, pretrained.SEGNET, {SEGNET_WEIGHTS: segmentation.build(UNET, SIZE)}, {"design": asdict(UNET)})
 
 
 @pytest.fixture
@@ -46,34 +50,42 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_segmentation_network_is_restored_from_its_description(folder: Path) -> None:
     keras.utils.set_random_seed(0)
     model = segmentation.build(UNET, SIZE)
-    pack(folder, pretrained.SEGNET, model, {"design": asdict(UNET), "threshold": 0.4})
+    pack(folder, pretrained.SEGNET, {SEGNET_WEIGHTS: model}, {"design": asdict(UNET), "threshold": 0.4})
     restored, description = pretrained.load_segnet(SIZE)
     assert description["threshold"] == 0.4
     assert np.array_equal(restored.predict_on_batch(make_images()), model.predict_on_batch(make_images()))
 
 
-def test_classifier_is_restored_for_images_of_another_size(folder: Path) -> None:
+def test_classifiers_are_restored_for_images_of_another_size(folder: Path) -> None:
     keras.utils.set_random_seed(0)
-    one = classifier.build(BACKBONE, SIZE, backbones.NONE, None, input_size=8)
-    settings: dict[str, Any] = {"backbone": BACKBONE, "scaling": None, "input_size": 8, "tta": False, "calibration": {}}
-    settings |= {"members": {"": {}}}
-    pack(folder, pretrained.CLASSIFIER, one.model, settings)
+    models = {
+        pretrained.weight_file(backbone, member): classifier.build(backbone, SIZE, backbones.NONE, None, 8).model
+        for backbone, member in ((OTHER, ""), (BACKBONE, "_fold1"), (BACKBONE, "_fold2"))
+    }
+    design: dict[str, Any] = {"scaling": None, "input_size": 8, "tta": False, "calibration": {}}
+    parts = [
+        design | {"backbone": OTHER, "members": {"": {}}},
+        design | {"backbone": BACKBONE, "members": {"_fold1": {}, "_fold2": {}}},
+    ]
+    pack(folder, pretrained.CLASSIFIER, models, {"parts": parts})
     restored, _ = pretrained.load_classifier(SIZE)
     found, _ = restored.probabilities(make_images(), 2, "images")
-    assert found == pytest.approx(one.model.predict_on_batch(make_images()), abs=1e-6)
-    assert pretrained.load_classifier(24)[0].classifiers[0].model.input_shape == (None, 24, 24, 3)
+    other, *folds = (model.predict_on_batch(make_images()) for model in models.values())
+    assert found == pytest.approx((other + np.mean(folds, axis=0)) / 2, abs=1e-6)
+    assert pretrained.load_classifier(24)[0].parts[0].classifiers[0].model.input_shape == (None, 24, 24, 3)
 
 
-@pytest.mark.parametrize("missing", ["segnet.json", "segnet.weights.h5"])
+@pytest.mark.parametrize("missing", ["segnet.json", SEGNET_WEIGHTS])
 def test_missing_file_is_named(missing: str, folder: Path) -> None:
-    pack(folder, pretrained.SEGNET, segmentation.build(UNET, SIZE), {"design": asdict(UNET)})
+    pack_unet(folder)
     (folder / missing).unlink()
     with pytest.raises(InputError, match=f"{missing} is missing; restore it from the repository"):
         pretrained.read(pretrained.SEGNET)
 
 
 def test_changed_weights_are_refused(folder: Path) -> None:
-    weights = pack(folder, pretrained.SEGNET, segmentation.build(UNET, SIZE), {"design": asdict(UNET)})
+    pack_unet(folder)
+    weights = folder / SEGNET_WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     with pytest.raises(InputError, match=rf"{weights.name} has SHA-256 \w{{64}}, expected \w{{64}}"):
         pretrained.load_segnet(SIZE)
@@ -88,8 +100,10 @@ def test_files_of_the_repository_match_their_checksums(network: str, files: int)
         assert Design(**description["design"]).network in segmentation.NETWORKS
         assert 0 < description["threshold"] < 1
     else:
-        assert {"backbone", "scaling", "input_size", "tta", "roi"} <= description.keys()
-        assert Calibration(**description["calibration"]).temperature > 0
+        assert "roi" in description
+        for part in description["parts"]:
+            assert {"backbone", "scaling", "input_size", "tta", "members"} <= part.keys()
+            assert Calibration(**part["calibration"]).temperature > 0
 
 
 @pytest.mark.parametrize(
@@ -119,7 +133,7 @@ def test_networks_of_the_repository_list_the_images_they_were_trained_on(network
 
 
 def test_network_without_a_list_of_its_training_images_is_refused(folder: Path) -> None:
-    pack(folder, pretrained.SEGNET, segmentation.build(UNET, SIZE), {"design": asdict(UNET)})
+    pack_unet(folder)
     path = folder / "segnet.json"
     description = json.loads(path.read_text())
     del description["training_ids"]

@@ -106,8 +106,8 @@ def test_descriptions_have_data_settings_metrics_machine_and_versions(chain: Pat
     shared = {"sha256", "data", "training_ids", "settings", "metrics_before_float16", "machine", "versions"}
     assert description("segnet").keys() >= shared | {"design", "threshold"}
     found = description("classifier")
-    assert found.keys() >= shared | {"calibration", "thresholds"}
-    assert found["roi"] == "crop" and found["backbone"] == BACKBONE
+    assert found.keys() >= shared | {"parts", "thresholds"}
+    assert found["roi"] == "crop" and [part["backbone"] for part in found["parts"]] == [BACKBONE]
     assert found["metrics_before_float16"]["train"]["n"] == pipeline.COUNTS["train"]
     assert found["settings"][contract.CLASSIFIER]["folds"] == 2
     hashes = sorted(map(pretrained.hash_id, originals(chain, "train")))

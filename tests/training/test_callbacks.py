@@ -38,10 +38,10 @@ HISTORY = {
 @pytest.mark.parametrize(
     ("keep", "on_validation", "monitor", "epoch", "reason"),
     [
-        ("last", True, "val_auc", 4, "the last"),
+        ("last", True, "val_auc", 4, "the last one"),
         ("best", True, "val_auc", 3, "best auc of validation"),  # the first of equal values
         ("lowest-loss", True, "val_loss", 2, "lowest loss of validation"),
-        ("last", False, "auc", 4, "the last"),
+        ("last", False, "auc", 4, "the last one"),
         ("best", False, "auc", 2, "best auc of training"),
         ("lowest-loss", False, "loss", 4, "lowest loss of training"),
     ],

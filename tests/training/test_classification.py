@@ -1,5 +1,6 @@
 """Training of the classifiers of a data folder."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,7 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[tuple[set[int], list[int]]]:
 
     def note_rows(network: Any, train: Any, validation: Any, *_: Any) -> loop.TrainingResult:
         rows.append((set(train.rows.tolist()), validation.rows.tolist()))
-        return loop.TrainingResult({}, 1, "the last", [0.0])
+        return loop.TrainingResult({}, 1, "the last one", [0.0])
 
     features = {split: np.zeros((len(source), 8), np.float32) for split, source in SOURCE.items()}
     monkeypatch.setattr(ClassifierTrainer, "_features", lambda *_: features)
@@ -147,9 +148,9 @@ def test_targets_are_labels_mixed_with_the_probabilities_of_the_teachers(
 ) -> None:
     monkeypatch.setattr(classification.teacher, "soft_labels", lambda *_: np.full((3, 3), 1 / 3, np.float32))
     labels, member = classification.one_hot(np.array([0, 1, 2, 1])), Member("", -1, 0)
-    found = trainer(folder, teacher=("a",), teacher_weight=0.6)._targets(labels, member, np.array([0, 2]))
+    found = trainer(folder, teacher=("a",), teacher_weight=0.6)._targets(labels, member, 3)
     assert found[:3] == pytest.approx(0.2 + 0.4 * labels[:3]) and np.array_equal(found[3], labels[3])
-    assert trainer(folder)._targets(labels, member, np.array([0, 2])) is labels
+    assert trainer(folder)._targets(labels, member, 3) is labels
 
 
 def test_auc_takes_the_largest_target_as_the_class() -> None:
@@ -193,6 +194,12 @@ def test_images_of_a_group_are_in_one_fold(folder: Path) -> None:
     fold = trained.out_of_fold.argmax(axis=1)
     assert all(len(set(fold[start : start + 3])) == 1 for start in (0, 3, 6)) and len(set(fold)) == 3
     assert fold[9:].tolist() == fold[[1, 4]].tolist()
+
+
+def test_no_training_image_left_is_refused(with_extra: Path) -> None:
+    unlabel(with_extra, "train", [0, 1, 2, 3, 4, 9])
+    with pytest.raises(InputError, match="among 0 training images"):
+        trainer(with_extra, extra_weight=0.0).train()
 
 
 def test_training_without_labels_names_the_script_that_reads_them(folder: Path) -> None:
@@ -263,6 +270,23 @@ def test_flags_apply_to_the_last_phase(folder: Path, calls: Calls, monkeypatch: 
     store = Store(folder, contract.CLASSIFIER, {})
     for name in ("head_weights", "classifier_weights"):
         assert store.has(name, backbone=BACKBONE, member="")
+
+
+def test_callbacks_watch_every_phase_of_every_network(folder: Path) -> None:
+    seen, epochs = list[tuple[str, str, int]](), list[int]()
+
+    def watch(phase: str, member: Member, network: keras.Model, data: Any) -> list[keras.callbacks.Callback]:
+        seen.append((phase, member.name, data.inputs["train"].ndim))
+        assert data.rows.max() < len(data.targets)
+        return [keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: epochs.append(epoch))]
+
+    watched = dataclasses.replace(trainer(folder, train="full", folds=2, epochs=1), watch=watch)
+    watched.train()
+    assert seen == [
+        *(("head", "_fold1", 2), ("full", "_fold1", 4)),
+        *(("head", "_fold2", 2), ("full", "_fold2", 4)),
+    ]
+    assert epochs == [*range(classification.WARM_UP_EPOCHS), 0] * 2
 
 
 def test_full_training_is_kept_even_if_it_is_worse_than_the_head(folder: Path) -> None:
@@ -376,6 +400,19 @@ def test_features_are_computed_up_to_the_last_row_used_and_reused(folder: Path) 
             & store.written_with("classifier_weights", backbone=BACKBONE, member="").keys()
         )
     assert files[0] == files[1]
+
+
+def test_features_are_computed_once_for_all_folds(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The last row is in one fold only."""
+    caplog.set_level("INFO")
+    trainer(folder, folds=2).train()
+    assert (
+        len(Store(folder, contract.CLASSIFIER, {}).load_first("features", 11, split="train", backbone=BACKBONE)) == 11
+    )
+    assert [line for line in caplog.messages if "features" in line and "reusing" in line] == [
+        "reusing the features of train",
+        "reusing the features of val",
+    ]
 
 
 def test_features_are_reused_only_with_the_same_settings(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

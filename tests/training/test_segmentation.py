@@ -117,6 +117,18 @@ def test_every_fold_has_a_network_of_each_seed(folder: Path, monkeypatch: pytest
     assert not toy_training.same_weights(*trained.models[:2])
 
 
+def test_networks_of_all_folds_and_seeds_differ_at_the_start(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started, fit = list[bytes](), segmentation.loop.fit
+
+    def note_weights(model: Any, *others: Any) -> Any:
+        started.append(b"".join(value.tobytes() for value in model.get_weights()))
+        return fit(model, *others)
+
+    monkeypatch.setattr(segmentation.loop, "fit", note_weights)
+    trainer(folder, folds=2, seeds=2).train()
+    assert len(set(started)) == len(started) == 4
+
+
 def test_kept_epoch_and_augmentation_are_those_of_the_flags(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options, fit = [], segmentation.loop.fit
 
@@ -126,7 +138,7 @@ def test_kept_epoch_and_augmentation_are_those_of_the_flags(folder: Path, monkey
 
     monkeypatch.setattr(segmentation.loop, "fit", note_options)
     (found,) = trainer(folder, keep="last", augmentation="strong", epochs=2).train().report["training"]
-    assert (found["kept_epoch"], found["reason"]) == (2, "the last")
+    assert (found["kept_epoch"], found["reason"]) == (2, "the last one")
     assert options[0].augmentation is augment.STRONG
 
 

@@ -66,7 +66,7 @@ def test_soft_labels_come_from_networks_that_have_not_seen_the_fold(
     teachers: tuple[str, ...], fold: int, expected: float, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def load(_: Store, name: str) -> tuple[Any, None]:
-        return SimpleNamespace(folds=lambda: NETWORKS[name], calibration=IDENTITY), None
+        return SimpleNamespace(parts=[SimpleNamespace(folds=lambda: NETWORKS[name], calibration=IDENTITY)]), None
 
     def predict(networks: list[float], images: np.ndarray, batch_size: int, label: str) -> list[np.ndarray]:
         melanoma = np.full(len(images), np.mean(networks))
