@@ -7,7 +7,7 @@ where each image was predicted by networks that were not trained on it, and writ
 Reads   data/arrays/{train,val,test}_{ids,source,origin,labels}.npy  from step 1
         data/arrays/{train,val,test}_{backbone}_probabilities.npy   from step 4
         CSV files of predictions and metadata               with --predictions, --compare, --metadata
-        data/arrays/{val,test}_{images,predicted}.npy       from steps 1 and 2, with --occlusion
+        data/arrays/{val,test}_{images,predicted,roi}.npy   from steps 1 to 3, with --occlusion
         data/weights/{backbone}{member}.weights.h5          from step 4, with --occlusion
         data/weights/{backbone}.json                        from step 4
 Writes  graphics/roc_{val,test}.png                         ROC curves of all systems, with bands and operating points

@@ -91,7 +91,7 @@ class SegmentationTrainer:
 
         Raises:
             StageError: train has no masks.
-            InputError: a network would have no training images.
+            InputError: a network would have no training images, or --pretrain has none.
         """
         store, settings = self.store, self.settings
         # No augmented copies: they only balance the classes for the classifier.
@@ -106,6 +106,8 @@ class SegmentationTrainer:
         extra = store.load("origin", split="train") > 0
         fold_of_row = self._folds(with_mask, extra)
         alone = with_mask[fold_of_row[with_mask] == NEVER_HELD_OUT]
+        if settings.pretrain and not len(alone):
+            raise InputError(f"--pretrain: no masks were added: run {contract.PREPROCESSING} with --extra")
         if settings.extra_weight == 0:
             with_mask = with_mask[~extra[with_mask]]
         weights = np.where(extra, settings.extra_weight, 1.0)

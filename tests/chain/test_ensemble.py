@@ -38,8 +38,8 @@ def combined(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     The calibrations make the probabilities of the small networks differ between images and classifiers.
     """
     folder = pipeline.copy(finished, tmp_path_factory.mktemp("combined"))
-    first = ("--epochs", "3", "--folds", "2", "--keep", "best")
-    second = ("--epochs", "4", "--folds", "3", "--backbone", OTHER, "--no-tta", "--input-size", "16")
+    first = ("--epochs", "3", "--folds", "2")
+    second = ("--epochs", "4", "--folds", "3", "--keep", "best", "--backbone", OTHER, "--no-tta", "--input-size", "16")
     for flags, fitted in ((first, Calibration(0.1)), (second, Calibration(0.2, (0.0, 0.5, -0.5)))):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(calibration, "fit", lambda *_, fitted=fitted: fitted)
@@ -273,7 +273,7 @@ def test_packed_ensemble_gives_the_probabilities_it_gave_before(own: Path, packe
 
 def test_description_of_the_packed_ensemble_says_how_each_classifier_was_trained(packed: dict[str, Any]) -> None:
     used = [part["settings"] for part in packed["parts"]]
-    assert [(one["backbone"], one["folds"], one["keep"]) for one in used] == [(BACKBONE, 2, "best"), (OTHER, 3, "last")]
+    assert [(one["backbone"], one["folds"], one["keep"]) for one in used] == [(BACKBONE, 2, "last"), (OTHER, 3, "best")]
     assert packed["settings"][contract.CLASSIFIER]["ensemble"] == [BACKBONE, OTHER]
     assert packed["data"].endswith("; epochs chosen on validation")
     assert packed["metrics_before_float16"]["train"]["n"] == COUNTS["train"]

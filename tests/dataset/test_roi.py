@@ -79,3 +79,12 @@ def test_empty_or_full_mask_falls_back_to_the_image(kind: str, value: int) -> No
     region, fell_back = roi.region_of_interest(image, np.full((50, 50, 1), value, np.uint8), kind)
     assert np.array_equal(region, image)
     assert fell_back == (kind != "full")
+
+
+@pytest.mark.parametrize("kind", roi.ROIS)
+def test_region_has_the_wanted_size_and_is_reduced_with_antialiasing(kind: str) -> None:
+    image, mask = np.zeros((128, 128, 3), np.uint8), rectangle(128, slice(32, 96), slice(32, 96))
+    image[:, ::2] = 200  # stripes of one pixel, which reduction without antialiasing would keep or lose
+    region, _ = roi.region_of_interest(image, mask, kind, 16)
+    assert region.shape == (16, 16, 3)
+    assert abs(region[6:10, 6:10].astype(int) - 100).max() < 30

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from melanoma.dataset import augment
+from melanoma.training import batches as batches_module
 from melanoma.training.batches import Batches, BatchOptions
 
 import numpy as np
@@ -175,3 +176,10 @@ def test_loss_weights_follow_their_rows() -> None:
     for number in range(len(batches)):
         rows, _, weights = batches[number]
         assert np.allclose(weights, rows / 10)
+
+
+def test_images_are_prepared_by_two_threads_or_more_even_on_one_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches_module, "THREADS", 1)
+    images, masks = bright_squares(4)
+    assert Batches(images, masks, 2).workers == 2  # with one, tf.data would block the end of an epoch
+    assert Batches(np.zeros((4, 3)), masks, 2).workers == 1  # features need no preparation

@@ -32,6 +32,8 @@ SETTINGS: dict[str, Any] = {
     "augmentation": "standard",
     "folds": 1,
     "seeds": 1,
+    "pretrain": 0,
+    "extra_weight": 1.0,
     "seed": 0,
 }
 
@@ -127,6 +129,32 @@ def test_networks_of_all_folds_and_seeds_differ_at_the_start(folder: Path, monke
     monkeypatch.setattr(segmentation.loop, "fit", note_weights)
     trainer(folder, folds=2, seeds=2).train()
     assert len(set(started)) == len(started) == 4
+
+
+@pytest.mark.parametrize("weight", [1.0, 0.5, 0.0])
+def test_added_images_are_in_every_fold_and_counted_by_their_weight(
+    weight: float, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_rows(folder, "train", SOURCE, base=3)  # rows 3 to 5 are added
+    used, fit = list[tuple[set[int], int]](), segmentation.loop.fit
+
+    def note_batches(model: Any, train: Any, *others: Any) -> Any:
+        used.append((set(train.rows.tolist()), train.length))
+        return fit(model, train, *others)
+
+    monkeypatch.setattr(segmentation.loop, "fit", note_batches)
+    trained = trainer(folder, folds=3, pretrain=1, extra_weight=weight).train()
+    assert used[0] == ({3, 4, 5}, 3)  # pretraining, once for all folds
+    added = {3, 4, 5} if weight else set()
+    assert sorted(sorted(rows) for rows, _ in used[1:]) == [sorted({*two} | added) for two in ((0, 1), (0, 2), (1, 2))]
+    assert [count for _, count in used[1:]] == [round(2 + 3 * weight)] * 3
+    assert trained.out_of_fold is not None
+    assert trained.out_of_fold[:6].sum(axis=1).tolist() == [1, 1, 1, 3, 3, 3]  # no network is without the added images
+
+
+def test_pretraining_without_added_masks_is_refused(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"--pretrain: no masks were added: run .* with --extra"):
+        trainer(folder, pretrain=1).train()
 
 
 def test_kept_epoch_and_augmentation_are_those_of_the_flags(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
