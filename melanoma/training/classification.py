@@ -121,7 +121,8 @@ class ClassifierTrainer:
         )
         usable = (labels["train"] != UNLABELLED) & (are_original(source) | (recipe.balance == "copies"))
         alone = np.flatnonzero(usable & (fold_of_row == NEVER_HELD_OUT))
-        usable &= ~extra | (recipe.extra_weight > 0)
+        wanted = np.isin(labels["train"], [CLASSES.index(name) for name in recipe.extra_classes])
+        usable &= ~extra | ((recipe.extra_weight > 0) & wanted)
         needed = 1 + int(np.flatnonzero(usable).max(initial=-1))  # of the first rows of train
         targets = one_hot(labels["train"])
         initial: dict[int, list[np.ndarray]] = {}  # weights after pretraining, by seed

@@ -3,6 +3,7 @@
 import argparse
 from dataclasses import dataclass
 
+from melanoma.classes import CLASSES
 from melanoma.cli import flags
 from melanoma.dataset import augment
 from melanoma.models import backbones
@@ -34,6 +35,7 @@ class Recipe:
     label_smoothing: float
     pretrain: int  # epochs on the images of --extra alone, before the training of the folds
     extra_weight: float  # of the images of --extra in the training of the folds
+    extra_classes: list[str]  # of CLASSES: whose images of --extra are used after --pretrain
     teacher: tuple[str, ...]  # names of classifiers whose probabilities are learnt, see `teacher.soft_labels`
     teacher_weight: float  # of these probabilities in the targets, the rest is the label
 
@@ -86,6 +88,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--label-smoothing", type=flags.fraction, default=0.0, help="part of each target that all classes share equally"
     )
     flags.extra_flags(parser)
+    parser.add_argument(
+        "--extra-classes",
+        choices=CLASSES,
+        nargs="+",
+        default=list(CLASSES),
+        metavar="CLASS",
+        help="after --pretrain, use only these classes of the images that step 1 added with --extra: "
+        + ", ".join(CLASSES),
+    )
     parser.add_argument(
         "--teacher",
         type=backbones.backbone_name,

@@ -327,6 +327,16 @@ def test_added_images_are_trained_on_in_every_fold_unless_they_weigh_nothing(
     assert (trained.out_of_fold.sum(axis=1) == [1, 1, 1, 1, 1, 0, 0, 0, 1, 1, 0]).all()
 
 
+def test_added_images_of_other_than_the_wanted_classes_are_left_out(
+    used: list[tuple[set[int], list[int]]], with_extra: Path
+) -> None:
+    labels = Store(with_extra, contract.CLASSIFIER, {}).load("labels", split="train")
+    trainer(with_extra, extra_classes=["melanoma"]).train()
+    ((rows, _),) = used
+    added = {5, 6, 7, 8, 10}
+    assert rows == set(range(11)) - {row for row in added if labels[row] != CLASSES.index("melanoma")}
+
+
 @pytest.mark.parametrize(("balance", "length"), [("sampling", 7), ("none", 9)])
 def test_added_images_weigh_less_in_the_sampling_or_in_the_loss(
     balance: str, length: int, with_extra: Path, calls: Calls
