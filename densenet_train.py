@@ -99,8 +99,7 @@ Result = tuple[str, dict[str, Any], dict[str, np.ndarray]]
 
 def train(arguments: argparse.Namespace, store: Store, roi: str) -> Result | None:
     """Trains the networks; None in a process of distributed training that does not lead."""
-    made_with = vars(arguments) | {"recipe": flags.to_dataclass(recipe.Recipe, vars(arguments))}
-    settings = flags.to_dataclass(classification.ClassifierSettings, made_with)
+    settings = classification.ClassifierSettings.from_flags(vars(arguments))
     drawn: set[str] = set()  # start of the names of the files of curves
 
     def draw(phase: str, member: str) -> Draw:
@@ -138,7 +137,6 @@ def train(arguments: argparse.Namespace, store: Store, roi: str) -> Result | Non
         "calibration": asdict(ensemble.calibration),
         "members": trained.members,
     }
-    checkpoints.remove(store, arguments.backbone)
     probabilities = {split: ensemble.combine(values) for split, values in raw.items()}
     return arguments.backbone, {"classes": CLASSES, "roi": roi, "parts": [part]}, probabilities
 
@@ -193,6 +191,8 @@ def main(arguments: argparse.Namespace) -> None:
     store.remove("probabilities", split="train", backbone=name)  # of an earlier run
     for split, values in probabilities.items():
         store.save("probabilities", values, split=split, backbone=name)
+    if work is train:
+        checkpoints.remove(store, name)
 
 
 if __name__ == "__main__":

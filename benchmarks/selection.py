@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import densenet_train
 from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
-from melanoma.cli import flags, hardware
+from melanoma.cli import hardware
 from melanoma.dataset.splits import UNLABELLED, Member, base_rows, load_labels
 from melanoma.metrics import bootstrap
 from melanoma.models import backbones
@@ -97,8 +97,7 @@ def train(arguments: argparse.Namespace) -> tuple[np.ndarray, dict[str, tuple[np
     store = Store(
         arguments.data, contract.CLASSIFIER, vars(arguments) | fingerprints | {"keras_backend": keras.backend.backend()}
     )
-    made_with = vars(arguments) | {"recipe": flags.to_dataclass(recipe.Recipe, vars(arguments))}
-    settings = flags.to_dataclass(ClassifierSettings, made_with)
+    settings = ClassifierSettings.from_flags(vars(arguments))
     rows, labels = base_rows(store, "train"), load_labels(store, "train")
     rows = rows[labels[rows] != UNLABELLED]
     found: dict[tuple[str, int], Epochs] = {}

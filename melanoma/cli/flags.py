@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 from melanoma.errors import InputError
 
 T = TypeVar("T")
+Number = TypeVar("Number", int, float)
 
 # Flags that name local folders, or say how to run and not what.
 NOT_RECORDED = {"help", "data", "graphics", "source", "jobs", "cluster", "check", "restart"}
@@ -65,60 +67,52 @@ def seed(text: str) -> int:
     return value
 
 
+def _check(value: Number, holds: bool, expected: str) -> Number:
+    if not holds:
+        raise argparse.ArgumentTypeError(f"{value} is not {expected}")
+    return value
+
+
 def positive_float(text: str) -> float:
     """Argparse type: a finite number above 0."""
     value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{value} is not a finite number above 0")
-    return value
+    return _check(value, 0 < value < math.inf, "a finite number above 0")
 
 
 def fraction(text: str) -> float:
     """Argparse type: a number in [0, 1)."""
     value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not at least 0 and below 1")
-    return value
+    return _check(value, 0 <= value < 1, "at least 0 and below 1")
 
 
 def open_fraction(text: str) -> float:
     """Argparse type: a number in (0, 1)."""
     value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not above 0 and below 1")
-    return value
+    return _check(value, 0 < value < 1, "above 0 and below 1")
 
 
 def fraction_or_one(text: str) -> float:
     """Argparse type: a number in [0, 1]."""
     value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{value} is not between 0 and 1")
-    return value
+    return _check(value, 0 <= value <= 1, "between 0 and 1")
 
 
 def not_negative(text: str) -> float:
     """Argparse type: a finite number of at least 0."""
     value = float(text)
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{value} is not a finite number of at least 0")
-    return value
+    return _check(value, 0 <= value < math.inf, "a finite number of at least 0")
 
 
 def not_negative_int(text: str) -> int:
     """Argparse type: an integer of at least 0."""
     value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is less than 0")
-    return value
+    return _check(value, value >= 0, "an integer of at least 0")
 
 
 def at_least_one(text: str) -> float:
     """Argparse type: a finite number of at least 1."""
     value = float(text)
-    if not 1 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{value} is not a finite number of at least 1")
-    return value
+    return _check(value, 1 <= value < math.inf, "a finite number of at least 1")
 
 
 def base_parser(description: str) -> argparse.ArgumentParser:

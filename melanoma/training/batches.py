@@ -107,19 +107,18 @@ class Batches(keras.utils.PyDataset):
                 # A row drawn twice in an epoch must look different; a row that comes once, the same at any batch size.
                 drawn_place = [] if options.sampling_weights is None else [first + place]
                 rng = np.random.default_rng([options.seed, self.epoch, row, *drawn_place])
-                inputs[place], augmented_mask = self.augmented(row, rng)
+                inputs[place], augmented_mask = self.augmented(inputs[place], targets[place], rng)
                 if augmented_mask is not None:
                     targets[place] = augmented_mask
                 if options.mixup:
                     inputs[place], targets[place] = self.mix(inputs[place], targets[place], rng)
         return (inputs, targets) if weights is None else (inputs, targets, weights)
 
-    def augmented(self, row: int, rng: np.random.Generator) -> augment.ImageAndMask:
-        """A row's input, augmented, with its mask if targets are masks."""
+    def augmented(self, image: np.ndarray, target: np.ndarray, rng: np.random.Generator) -> augment.ImageAndMask:
+        """An image, augmented, with its mask if targets are masks."""
         if not self.options.augmentation:
-            return self.inputs[row], None
-        mask = self.targets[row] if self.options.target_is_mask else None
-        return augment.augment(np.asarray(self.inputs[row]), rng, mask, self.options.augmentation)
+            return image, None
+        return augment.augment(image, rng, target if self.options.target_is_mask else None, self.options.augmentation)
 
     def mix(self, image: np.ndarray, target: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Mixup: a weighted mean with another row of the epoch, of images as of targets.
@@ -128,5 +127,6 @@ class Batches(keras.utils.PyDataset):
         """
         other = self.order[rng.integers(len(self.order))]
         fraction = np.float32(rng.beta(self.options.mixup, self.options.mixup))
-        mixed = fraction * image + (1 - fraction) * self.augmented(other, rng)[0]
+        second, _ = self.augmented(np.array(self.inputs[other]), self.targets[other], rng)
+        mixed = fraction * image + (1 - fraction) * second
         return mixed.round().astype(image.dtype), fraction * target + (1 - fraction) * self.targets[other]

@@ -1,13 +1,14 @@
 """Training of the classifiers: one network, or one for every fold and seed."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
 from melanoma.classes import CLASSES
+from melanoma.cli import flags
 from melanoma.dataset import augment
 from melanoma.dataset.splits import (
     NEVER_HELD_OUT,
@@ -25,6 +26,7 @@ from melanoma.models import backbones, classifier
 from melanoma.training import checkpoints, distributed, loop, teacher
 from melanoma.training.batches import Batches, BatchOptions
 from melanoma.training.callbacks import LAST, Draw, TrainingRun
+from melanoma.training.loop import PRETRAINING
 from melanoma.training.recipe import BATCHNORM, EPOCHS, LEARNING_RATE, WARM_UP_EPOCHS, Recipe
 
 import keras
@@ -37,7 +39,6 @@ LOSSES = {
 PATIENCE = 10  # epochs without a better value
 # Settings on which the frozen features depend.
 OF_FEATURES = ("backbone", "backbone_sha256", "scaling", "precision", "input_size", "keras_backend", "rows")
-PRETRAINING = "pretrain"  # name of the phase on the images of --extra
 
 DrawPhase = Callable[[str, str], Draw]  # from phase and member name to what plots the curves
 
@@ -63,6 +64,11 @@ class ClassifierSettings:
     seeds: int  # networks per fold
     seed: int
     recipe: Recipe
+
+    @classmethod
+    def from_flags(cls, settings: Mapping[str, Any]) -> "ClassifierSettings":
+        """The settings of a parsed command line, value by name."""
+        return flags.to_dataclass(cls, {**settings, "recipe": flags.to_dataclass(Recipe, settings)})
 
 
 @dataclass(frozen=True)

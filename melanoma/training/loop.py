@@ -15,6 +15,7 @@ import keras
 
 hardware.keep_memory()
 
+PRETRAINING = "pretrain"  # in the names of the training on the images of --extra alone
 WARM_UP = 0.05  # fraction of all steps
 
 

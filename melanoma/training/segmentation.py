@@ -24,11 +24,11 @@ from melanoma.models import losses, segmentation
 from melanoma.training import checkpoints, distributed, loop
 from melanoma.training.batches import Batches, BatchOptions
 from melanoma.training.callbacks import LAST, Draw, TrainingRun
+from melanoma.training.loop import PRETRAINING
 
 import keras
 import numpy as np
 
-PRETRAINING = "pretrain"  # part of the name of the training on the images of --extra
 NAME = "segnet"  # of its files, whichever network it is
 PATIENCE = 10  # epochs without a better Jaccard index
 

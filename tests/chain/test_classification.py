@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from melanoma.artifacts import contract
+from melanoma.artifacts.store import Store
 from melanoma.classes import MELANOMA
 from melanoma.dataset.splits import assign_folds, base_rows
 from melanoma.errors import InputError, StageError
@@ -145,6 +146,20 @@ def test_checkpoint_depends_on_the_images_and_not_on_their_features(
         made_with = json.loads(str(file["made_with"]))
     assert {"seed", "arrays/train_roi.npy", "arrays/train_ids.npy"} <= made_with.keys()
     assert not any("_features" in key for key in made_with)
+
+
+def test_checkpoint_is_kept_until_the_probabilities_are_saved(own_chain: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(store: Store, name: str, *_: Any, **fields: str) -> None:
+        raise OSError(f"disk full: {name}")
+
+    checkpoint = own_chain / "data" / "checkpoints" / BACKBONE / f"{BACKBONE}_head.npz"
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "save", fail)
+        with pytest.raises(OSError, match="disk full: probabilities"):
+            pipeline.classify(own_chain, "--train", "head", "--restart")
+    assert checkpoint.is_file()
+    pipeline.classify(own_chain, "--train", "head")
+    assert not checkpoint.exists()
 
 
 def test_features_of_given_weights_are_reused_with_another_seed_and_engine(
