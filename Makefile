@@ -30,7 +30,7 @@ demo: $(ENVIRONMENT)/requirements.installed  ## run the five scripts on syntheti
 	@rm -rf $(DEMO)
 	$(RUN) -m melanoma.sources.synthetic --out $(DEMO)/source --train 480
 	$(RUN) segmentation_01_preprocessing.py --source $(DEMO)/source $(IN_DEMO) --size 96
-	$(RUN) segmentation_02_segnet_train.py $(IN_DEMO) --network segnet --input-size 64 --epochs 4 --learning-rate 3e-3 --ema 0.8 --no-tta
+	$(RUN) segmentation_02_segnet_train.py $(IN_DEMO) --network segnet --input-size 64 --epochs 4 --learning-rate 3e-3 --ema 0.8 --views 1
 	$(RUN) image_mask_array.py $(IN_DEMO)
 	$(RUN) densenet_train.py $(IN_DEMO) $(CLASSIFIER)
 	$(RUN) evaluate.py $(IN_DEMO)

@@ -32,10 +32,12 @@ from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
 from melanoma.classes import CLASSES
 from melanoma.cli import flags, hardware, run
+from melanoma.dataset import augment
 from melanoma.errors import InputError
 from melanoma.evaluation import figures
 from melanoma.inference import classify, pretrained
 from melanoma.inference.ensemble import Ensemble
+from melanoma.inference.predict import views_flag
 from melanoma.models import backbones
 from melanoma.training import checkpoints, classification, distributed, recipe
 from melanoma.training.callbacks import Draw
@@ -48,10 +50,9 @@ BATCH_SIZE = 16
 EMA = 0.0
 # Flags that have no effect with --pretrained and --ensemble.
 OF_TRAINING = (
-    *("backbone", "weights", "scaling", "input_size", "folds", "seeds", "restart", "tta", "distribute"),
+    *("backbone", "weights", "scaling", "input_size", "folds", "seeds", "restart", "distribute"),
     *(field.name for field in fields(recipe.Recipe) if field.name != "batch_size"),
 )
-USELESS = {"pretrained": OF_TRAINING, "ensemble": (*OF_TRAINING, "batch_size", "precision")}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -73,12 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
         "mean of all networks",
     )
     parser.add_argument("--seeds", type=flags.positive_int, default=1, help="networks per fold, from --seed upwards")
-    parser.add_argument(
-        "--tta",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="test-time augmentation: mean over 8 flips and quarter turns",
-    )
+    views_flag(parser)
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
         "--pretrained", action="store_true", help="use the networks in pretrained/ instead of training"
@@ -125,7 +121,7 @@ def train(arguments: argparse.Namespace, store: Store, roi: str) -> Result | Non
     for name in ("head_weights", "classifier_weights"):
         store.keep_members(name, list(trained.members), backbone=arguments.backbone)
     figures.remove_curves(arguments.graphics, arguments.backbone, drawn)
-    ensemble = Ensemble(trained.classifiers, list(trained.members), arguments.tta)
+    ensemble = Ensemble(trained.classifiers, list(trained.members), arguments.views or augment.VIEWS)
     raw = classify.predict_splits(store, ensemble, arguments.batch_size, trained.out_of_fold)
     ensemble = replace(ensemble, calibration=classify.calibrate(store, raw))
     part = {
@@ -133,7 +129,7 @@ def train(arguments: argparse.Namespace, store: Store, roi: str) -> Result | Non
         "weights": arguments.backbone,
         "scaling": arguments.scaling,
         "input_size": ensemble.classifiers[0].input_size,
-        "tta": arguments.tta,
+        "views": ensemble.views,
         "calibration": asdict(ensemble.calibration),
         "members": trained.members,
     }
@@ -147,7 +143,8 @@ def load_pretrained(arguments: argparse.Namespace, store: Store, roi: str) -> Re
     Raises:
         InputError: they were trained on another region of interest.
     """
-    blend, description = pretrained.load_classifier(store.load("roi", split=store.splits()[0]).shape[1])
+    size = store.load("roi", split=store.splits()[0]).shape[1]
+    blend, description = pretrained.load_classifier(size, arguments.views)
     if roi != description["roi"]:
         raise InputError(
             f"--pretrained: the networks were trained with --roi {description['roi']}, not {roi}: run {contract.ROI} "
@@ -165,8 +162,8 @@ def load_pretrained(arguments: argparse.Namespace, store: Store, roi: str) -> Re
 
 def combine(arguments: argparse.Namespace, store: Store, roi: str) -> Result:
     """The mean of classifiers trained before."""
-    store.settings |= dict.fromkeys((*USELESS["ensemble"], "weights_sha256"))
-    parts, probabilities = classify.combine(store, arguments.ensemble)
+    store.settings |= dict.fromkeys((*OF_TRAINING, "weights_sha256"))
+    parts, probabilities = classify.combine(store, arguments.ensemble, arguments.views, arguments.batch_size)
     return contract.ENSEMBLE, {"classes": CLASSES, "roi": roi, "parts": parts}, probabilities
 
 
@@ -179,9 +176,9 @@ def main(arguments: argparse.Namespace) -> None:
     store.settings["weights_sha256"] = backbones.weights_fingerprint(arguments.weights)
     size = store.load("roi", split=store.splits()[0]).shape[1]
     roi = classify.roi_setting(store)
-    for flag, useless in USELESS.items():
+    for flag in ("pretrained", "ensemble"):
         if getattr(arguments, flag):
-            flags.refuse(vars(arguments), build_parser(), useless, f"--{flag} trains nothing")
+            flags.refuse(vars(arguments), build_parser(), OF_TRAINING, f"--{flag} trains nothing")
     work = load_pretrained if arguments.pretrained else combine if arguments.ensemble else train
     result = work(arguments, store, roi)
     if result is None:

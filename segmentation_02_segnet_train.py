@@ -3,7 +3,7 @@
 Reads   data/arrays/{train,val,test}_{ids,images,masks}.npy   from step 1
         data/arrays/{train,val,test}_{has_mask,source}.npy    from step 1
         data/arrays/{train,val,test}_{groups,labels}.npy      from step 1
-        pretrained/segnet.weights.h5, segnet.json             with --pretrained
+        pretrained/segnet{member}.weights.h5, segnet.json     with --pretrained
 Writes  data/weights/segnet{member}.weights.h5                weights of the network, of each fold and seed
         data/weights/segnet.json                              network design, threshold, training history
         data/arrays/{train,val,test}_predicted.npy            uint8 (N, S, S, 1), {0, 1}
@@ -32,6 +32,7 @@ from melanoma.evaluation import figures
 from melanoma.evaluation import segmentation as evaluation
 from melanoma.evaluation.report import SEGMENTATION_FILE
 from melanoma.inference import pretrained, segment
+from melanoma.inference.predict import views_flag
 from melanoma.models import backbones, losses, segmentation
 from melanoma.training import checkpoints, distributed
 from melanoma.training.callbacks import KEEP, LAST, Draw
@@ -87,11 +88,13 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--augmentation", choices=augment.RANGES, default="standard", help="random augmentation")
     flags.extra_flags(parser)
-    parser.add_argument("--pretrained", action="store_true", help="use the network in pretrained/ instead of training")
-    switch = argparse.BooleanOptionalAction
-    parser.add_argument("--tta", action=switch, default=True, help="test-time augmentation: 8 flips and quarter turns")
+    parser.add_argument("--pretrained", action="store_true", help="use the networks in pretrained/ instead of training")
+    views_flag(parser)
     parser.add_argument(
-        "--clean", action=switch, default=True, help="keep only the largest component and fill its holes"
+        "--clean",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="keep only the largest component and fill its holes",
     )
     parser.add_argument(
         "--threshold",
@@ -123,16 +126,16 @@ def train(arguments: argparse.Namespace, store: Store) -> TrainedNetworks | None
     return trained
 
 
-def load_pretrained(store: Store) -> tuple[list[keras.Model], float, dict[str, Any]]:
-    """The network in pretrained/, its threshold, and for the report its design and the images it was trained on."""
-    model, description = pretrained.load_segnet(store.load("images", split=store.splits()[0]).shape[1])
+def load_pretrained(store: Store) -> tuple[list[keras.Model], dict[str, Any]]:
+    """The networks in pretrained/, and for the report their settings and the images they were trained on."""
+    models, description = pretrained.load_segnet(store.load("images", split=store.splits()[0]).shape[1])
     store.settings["weights_sha256"] = description["sha256"]
-    seen = pretrained.find_seen(store, description["training_ids"])
-    return [model], description["threshold"], {"design": description["design"], "seen": seen}
+    report = {name: description[name] for name in ("design", "threshold", "views")}
+    return models, report | {"seen": pretrained.find_seen(store, description["training_ids"])}
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Trains, or loads the pretrained network; predicts every split and evaluates those that have masks."""
+    """Trains, or loads the pretrained networks; predicts every split and evaluates those that have masks."""
     hardware.check()
     hardware.log_device()
     keras.config.set_dtype_policy(arguments.precision)
@@ -142,28 +145,28 @@ def main(arguments: argparse.Namespace) -> None:
     }
     store = Store(arguments.data, contract.SEGNET, vars(arguments) | fingerprints)
     store.splits()  # without images, name the first script
-    options = segment.MaskOptions(arguments.tta, arguments.clean, arguments.batch_size)
     out_of_fold = None
     if arguments.pretrained:
         flags.refuse(vars(arguments), build_parser(), OF_TRAINING, "--pretrained trains nothing")
-        models, threshold, report = load_pretrained(store)
+        models, report = load_pretrained(store)
     else:
         trained = train(arguments, store)
         if trained is None:
             return
-        models, out_of_fold = trained.models, trained.out_of_fold
-        threshold, effects = segment.choose_threshold(store, models, options)
-        report = trained.report | effects
-    if arguments.threshold is not None:
-        threshold = arguments.threshold
-    postprocessing = {"threshold": threshold, "tta": arguments.tta, "clean": arguments.clean}
+        models, out_of_fold, report = trained.models, trained.out_of_fold, trained.report
+    views = arguments.views or report.get("views", augment.VIEWS)
+    options = segment.MaskOptions(views, arguments.clean, arguments.batch_size)
     if not arguments.pretrained:
-        store.save_json("segnet_settings", report | postprocessing)
-    segment.write_masks(store, models, threshold, options, out_of_fold)
+        threshold, effects = segment.choose_threshold(store, models, options)
+        report |= {"threshold": threshold, **effects}
+    report |= {"views": views, "clean": arguments.clean, "threshold": arguments.threshold or report["threshold"]}
+    if not arguments.pretrained:
+        store.save_json("segnet_settings", report)
+    segment.write_masks(store, models, report["threshold"], options, out_of_fold)
     scores = evaluation.evaluate(
         store, out_of_fold is not None, report.get("seen", {}), arguments.graphics, arguments.seed
     )
-    report = {"splits": scores, **postprocessing, **report, "peak_memory_gib": hardware.peak_memory()}
+    report |= {"splits": scores, "peak_memory_gib": hardware.peak_memory()}
     write_json(arguments.graphics / SEGMENTATION_FILE, report | store.provenance())
     store.record_graphics(arguments.graphics / SEGMENTATION_FILE)
     if not arguments.pretrained:

@@ -87,7 +87,7 @@ def prepare(source: Path, folder: Path, epochs: int) -> list[str]:
     """Runs step 1 and returns the Python arguments that run step 2."""
     places = ["--data", str(folder / "data"), "--graphics", str(folder / "graphics")]
     run_to_end([contract.PREPROCESSING, *places, "--source", str(source), "--size", str(SIZE)])
-    network = ["--network", "segnet", "--input-size", str(SIZE), "--no-tta"]
+    network = ["--network", "segnet", "--input-size", str(SIZE), "--views", "1"]
     return ["-c", STEP_2, *places, *network, "--batch-size", "8", "--ema", "0.9", "--epochs", str(epochs)]
 
 

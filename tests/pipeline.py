@@ -54,7 +54,7 @@ def preprocess(source: Path, folder: Path, *flags: str) -> None:
 
 
 def segment(folder: Path, *flags: str) -> None:
-    small = ("--network", "segnet", "--input-size", str(SIZE), "--epochs", "1", "--no-tta")
+    small = ("--network", "segnet", "--input-size", str(SIZE), "--epochs", "1", "--views", "1")
     run(contract.SEGNET, folder, *small, *flags)
 
 
@@ -114,7 +114,7 @@ def part(backbone: str, keep: str = "best auc of validation", **members: tuple[i
     found = members or {"": (2, 3)}
     return {
         "backbone": backbone,
-        "tta": False,
+        "views": 1,
         "members": {
             member: {"full": {"kept_epoch": kept, "reason": keep, "seconds": [1.0] * count}}
             for member, (kept, count) in found.items()

@@ -1,18 +1,23 @@
 """Packs the networks of the last training run into `pretrained/`, from where `--pretrained` loads them.
 
-    python -m tools.pack_pretrained {segnet,classifier} [--data data] [--graphics graphics]
+    python -m tools.pack_pretrained {segnet,classifier} [--networks N] [--data data] [--graphics graphics]
 
-packs the network of segmentation_02_segnet_train.py, or the networks of densenet_train.py and evaluate.py. Writes
-pretrained/segnet.weights.h5 or pretrained/classifier_{backbone}{member}.weights.h5, kernels as float16, and segnet.json
-or classifier.json: checksums, what is needed to use the networks, metrics, data, hashes of the ids of the training
-images, settings, machine and versions.
+packs the networks of segmentation_02_segnet_train.py, or those of densenet_train.py and evaluate.py. Writes
+pretrained/segnet{member}.weights.h5 or pretrained/classifier_{backbone}{member}.weights.h5, kernels as float16, and
+segnet.json or classifier.json: checksums, what is needed to use the networks, metrics, data, hashes of the ids of the
+training images, settings, machine and versions.
+
+With --networks fewer files are written: networks of neighbouring folds are replaced by one with the mean of their
+weights, named after the first of them. That works for networks trained from common weights, e.g. with --pretrain.
+Source: Wortsman et al. 2022, arXiv 2203.05482.
 """
 
 import argparse
+import contextlib
 import io
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,7 @@ from melanoma.artifacts import contract
 from melanoma.artifacts.atomic import atomic_write, sha256, write_json
 from melanoma.artifacts.store import Store
 from melanoma.cli import flags, run
+from melanoma.dataset.splits import list_members
 from melanoma.errors import InputError
 from melanoma.evaluation import report
 from melanoma.inference import pretrained
@@ -32,25 +38,26 @@ import numpy as np
 PATHS = ("data", "graphics", "weights")  # settings of which only the last part is published
 
 
-def to_float16(source: Path, target: Path) -> None:
-    """Copies a weight file with arrays of two and more dimensions (kernels) as float16; the others keep their dtype.
+def to_float16(sources: Sequence[Path], target: Path) -> None:
+    """Writes the mean of weight files: arrays of two and more dimensions (kernels) as float16, others in their dtype.
 
     Raises:
         InputError: a weight is outside the range of float16; an existing target stays as it is.
     """
     packed = io.BytesIO()  # see `store.WeightFile`
-    with h5py.File(source) as old, h5py.File(packed, "w") as new:
+    with contextlib.ExitStack() as stack, h5py.File(packed, "w") as new:
+        old, *others = [stack.enter_context(h5py.File(source)) for source in sources]
 
         def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
             if isinstance(item, h5py.Group):
                 place = new.require_group(name)
             else:
-                content = item[()]
+                content = np.mean([item[()], *(other[name][()] for other in others)], axis=0, dtype=item.dtype)
                 if content.ndim > 1:
                     with np.errstate(over="ignore"):  # checked below
                         content = content.astype(np.float16)
                 if not np.isfinite(content).all():
-                    raise InputError(f"{source}: {name} has values outside the range of float16: train again")
+                    raise InputError(f"{sources[0]}: {name} has values outside the range of float16: train again")
                 place = new.create_dataset(name, data=content)
             place.attrs.update(item.attrs)
 
@@ -68,19 +75,25 @@ def processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def write(network: str, weights: Mapping[str, Path], description: dict[str, Any]) -> None:
+def grouped(members: Sequence[str], count: int | None) -> dict[str, list[str]]:
+    """Divides the names of networks into `count` groups of neighbours, by the first name of each; None: one each."""
+    groups = np.array_split(np.array(members), min(count or len(members), len(members)))
+    return {group[0]: group for group in (part.tolist() for part in groups)}
+
+
+def write(network: str, weights: Mapping[str, Sequence[Path]], description: dict[str, Any]) -> None:
     """Packs weight files and writes their description; removes the weight files of earlier networks.
 
     Args:
         network: pretrained.SEGNET or pretrained.CLASSIFIER.
-        weights: weight files by the name of the packed file.
+        weights: weight files whose mean is packed, by the name of the packed file.
         description: content of the JSON file, without checksums and machine.
     """
     pretrained.FOLDER.mkdir(exist_ok=True)
     checksums = {}
-    for name, path in weights.items():
+    for name, paths in weights.items():
         target = pretrained.FOLDER / name
-        to_float16(path, target)
+        to_float16(paths, target)
         checksums[name] = sha256(target)
         log.info("%s, %.1f MB", target, target.stat().st_size / 1e6)
     for old in pretrained.FOLDER.glob(f"{network}*.weights.h5"):
@@ -99,20 +112,23 @@ def describe_data(store: Store, chosen: str) -> str:
     return f"{sources[0]}, --split {settings['split']}{added}{by_validation}"
 
 
-def pack_segnet(store: Store, graphics: Path) -> None:
-    """Packs the network of the last training run of the second script."""
+def pack_segnet(store: Store, graphics: Path, networks: int | None) -> None:
+    """Packs the networks of the last training run of the second script, see `grouped`."""
     settings = json.loads(store.check("segnet_settings").read_text(encoding="utf-8"))
     used, path = store.written_with("segnet_settings"), graphics / report.SEGMENTATION_FILE
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     # The inference engine may differ: the weights are saved before the last predictions.
     if not results or results["settings"] | {"inference": None} != used | {"inference": None}:
         raise InputError(f"{path} does not belong to the network in {store.data}: run {contract.SEGNET} again")
-    if used["folds"] > 1 or used.get("seeds", 1) > 1 or used["limit"]:
-        raise InputError(f"the last training run used --folds, --seeds or --limit: run {contract.SEGNET} without them")
+    if used["limit"]:
+        raise InputError(f"the last training run used --limit: run {contract.SEGNET} without it")
+    members = grouped([one.name for one in list_members(used["folds"], used["seeds"], used["seed"])], networks)
     by_validation = settings["training"][0]["reason"].endswith("of validation")
     description = {
         "design": settings["design"],
         "threshold": settings["threshold"],
+        "views": settings["views"],
+        "members": members,
         "metrics_before_float16": results["splits"],
         "data": describe_data(store, "epoch and threshold" if by_validation else "threshold"),
         "training_ids": pretrained.hash_training_ids(store),
@@ -120,11 +136,15 @@ def pack_segnet(store: Store, graphics: Path) -> None:
         "settings": {name: Path(value).name if name in PATHS else value for name, value in used.items()},
         "versions": results["versions"],
     }
-    write(pretrained.SEGNET, {f"{pretrained.SEGNET}.weights.h5": store.check("segnet_weights", member="")}, description)
+    weights = {
+        f"{pretrained.SEGNET}{first}.weights.h5": [store.check("segnet_weights", member=one) for one in group]
+        for first, group in members.items()
+    }
+    write(pretrained.SEGNET, weights, description)
 
 
-def pack_classifier(store: Store, graphics: Path) -> None:
-    """Packs the classifiers that the last run of evaluate.py evaluated."""
+def pack_classifier(store: Store, graphics: Path, networks: int | None) -> None:
+    """Packs the classifiers that the last run of evaluate.py evaluated, see `grouped`."""
     path = graphics / report.METRICS_FILE
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"systems": {}, "inputs": {}}
     backbone = next(iter(results["systems"]), "")
@@ -139,10 +159,18 @@ def pack_classifier(store: Store, graphics: Path) -> None:
             "the last run used --limit or --pretrained, or no --folds, which thresholds and calibration need: run "
             f"{contract.CLASSIFIER} and {contract.EVALUATION} again"
         )
-    parts = [
-        part | {"settings": report.shown(store.written_with("classifier_settings", backbone=part["weights"]))}
-        for part in settings["parts"]
-    ]
+    parts, weights = [], dict[str, list[Path]]()
+    for part in settings["parts"]:
+        name, members = part["weights"], grouped(list(part["members"]), networks)
+        used = report.shown(store.written_with("classifier_settings", backbone=name))
+        kept = {member: part["members"][member] for member in members}
+        parts.append(part | {"members": kept, "averaged": members, "settings": used})
+        weights |= {
+            pretrained.weight_file(part["backbone"], first): [
+                store.check("classifier_weights", backbone=name, member=one) for one in group
+            ]
+            for first, group in members.items()
+        }
     description = settings | {
         "parts": parts,
         "thresholds": system["thresholds"],
@@ -155,13 +183,6 @@ def pack_classifier(store: Store, graphics: Path) -> None:
         "settings": report.made_with(results, backbone),
         "versions": results["versions"],
     }
-    weights = {
-        pretrained.weight_file(part["backbone"], member): store.check(
-            "classifier_weights", backbone=part["weights"], member=member
-        )
-        for part in parts
-        for member in part["members"]
-    }
     write(pretrained.CLASSIFIER, weights, description)
 
 
@@ -172,6 +193,11 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter, allow_abbrev=False)
     parser.add_argument("network", choices=PACKERS, help="what to pack")
+    parser.add_argument(
+        "--networks",
+        type=flags.positive_int,
+        help="networks of each backbone to write; default: as many as were trained",
+    )
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of arrays and weights")
     parser.add_argument("--graphics", type=Path, default=Path("graphics"), help="folder of metrics")
     return parser
@@ -185,7 +211,7 @@ def main(arguments: argparse.Namespace) -> None:
             belong to another network.
         StageError: there is nothing to pack.
     """
-    PACKERS[arguments.network](Store(arguments.data, contract.EVALUATION, {}), arguments.graphics)
+    PACKERS[arguments.network](Store(arguments.data, contract.EVALUATION, {}), arguments.graphics, arguments.networks)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ STANDARD = Ranges(zoom=(0.85, 1.15), shear=10.0, stretch=0.0, brightness=0.2, sa
 STRONG = Ranges(zoom=(0.7, 1.4), shear=15.0, stretch=0.2, brightness=0.3, saturation=0.4, tint=0.1, gamma=0.35)
 RANGES = {"standard": STANDARD, "strong": STRONG}
 VIEWS = 8  # flips and quarter turns of a square
+VIEW_COUNTS = (1, 2, 4, VIEWS)  # that `some_views` can choose
 HALF_PIXEL = np.full(2, 0.5)  # OpenCV puts the origin at the centre of the first pixel
 
 cv2.setNumThreads(1)  # callers run several threads or processes
@@ -123,6 +124,11 @@ def augment_copy(task: tuple[ImageAndMask, list[int]]) -> ImageAndMask:
     """`augment` with one argument, for workers: image with mask, and the seed of the copy."""
     (image, mask), seed = task
     return augment(image, np.random.default_rng(seed), mask)
+
+
+def some_views(count: int) -> range:
+    """`count` of the VIEWS, the unchanged image first; 2: with its mirror image."""
+    return range(0, VIEWS, VIEWS // count)
 
 
 def flip_rotate(images: np.ndarray, view: int, axes: tuple[int, int] = (-2, -1)) -> np.ndarray:

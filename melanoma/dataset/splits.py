@@ -332,6 +332,14 @@ def _assign_around_extra(
     return np.array([fold_of_group.get(group, NEVER_HELD_OUT) for group in np.asarray(groups).tolist()])
 
 
+def load_folds(store: Store, folds: int, seed: int) -> np.ndarray:
+    """The fold of every row of train in a cross-validation of classifiers, see `assign_folds`."""
+    source, groups, labels, origin = (
+        store.load(name, split="train") for name in ("source", "groups", "labels", "origin")
+    )
+    return assign_folds(source, groups, labels, folds, seed, origin > 0)
+
+
 def out_of_fold_mask(members: Sequence[Member], fold_of_row: np.ndarray) -> np.ndarray | None:
     """Which networks were not trained on which rows.
 

@@ -151,7 +151,7 @@ def describe_networks(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
             {
                 "backbone": part["backbone"],
                 "count": len(last),
-                "tta": part["tta"],
+                "views": part["views"],
                 "epochs": f"weights of epoch {kept} of {trained}, {last[0]['reason']}",
             }
         )

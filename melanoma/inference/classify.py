@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
-from melanoma.dataset.splits import UNLABELLED, base_rows, load_labels
+from melanoma.dataset.splits import UNLABELLED, base_rows, list_members, load_folds, load_labels, out_of_fold_mask
 from melanoma.errors import InputError, StageError
-from melanoma.inference import calibration
+from melanoma.inference import calibration, ensemble
 from melanoma.inference.ensemble import Blend, Ensemble
 from melanoma.log import log
 
@@ -16,7 +17,7 @@ import numpy as np
 
 
 def predict_splits(
-    store: Store, ensemble: Ensemble, batch_size: int, out_of_fold: np.ndarray | None = None
+    store: Store, classifier: Ensemble, batch_size: int, out_of_fold: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
     """Probabilities by split, see `Ensemble.fold_probabilities`.
 
@@ -27,12 +28,14 @@ def predict_splits(
     for split in store.splits():
         images = store.load("roi", split=split)
         if split != "train":
-            probabilities[split], engine = ensemble.fold_probabilities(images, batch_size, f"probabilities of {split}")
+            probabilities[split], engine = classifier.fold_probabilities(
+                images, batch_size, f"probabilities of {split}"
+            )
             engines.add(engine)
         elif out_of_fold is not None:
             count = len(base_rows(store, split))
             label = "out-of-fold probabilities of train"
-            probabilities[split], engine = ensemble.fold_probabilities(
+            probabilities[split], engine = classifier.fold_probabilities(
                 images[:count], batch_size, label, out_of_fold[:count]
             )
             engines.add(engine)
@@ -53,33 +56,70 @@ def predict_blend(store: Store, blend: Blend, batch_size: int) -> dict[str, np.n
     return found
 
 
-def combine(store: Store, names: Sequence[str]) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
+def combine(
+    store: Store, names: Sequence[str], views: int | None, batch_size: int
+) -> tuple[list[dict[str, Any]], dict[str, np.ndarray]]:
     """The mean of classifiers of the data folder.
 
     Args:
         store: data folder.
         names: of the classifiers.
+        views: predict and calibrate again with so many views, see `predict.mean_output`; None: use what is saved.
+        batch_size: images per network call.
 
     Returns:
         The parts of their settings, see `ensemble.load`; mean probabilities by split, of train if all have some.
 
     Raises:
-        InputError: a classifier is named twice.
+        InputError: a classifier is named twice, or see `predict_again`.
         StageError: predictions are missing or stale.
     """
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"--ensemble names {', '.join(twice)} twice: name each classifier once")
-    parts, probabilities = [], {}
+    parts, found = [], []
     for name in names:
-        settings = json.loads(store.check("classifier_settings", backbone=name).read_text(encoding="utf-8"))
-        parts += settings["parts"]
+        part, probabilities = saved_part(store, name)
+        if views:
+            part, probabilities = predict_again(store, name, views, batch_size)
+        parts.append(part)
+        found.append(probabilities)
+    common = [split for split in store.splits() if all(split in one for one in found)]
+    return parts, {split: np.mean([one[split] for one in found], axis=0) for split in common}
+
+
+def saved_part(store: Store, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """A classifier's part of the saved settings, and its probabilities, float32 (N, 3), by split.
+
+    Raises:
+        StageError: they are missing or stale.
+    """
+    settings = json.loads(store.check("classifier_settings", backbone=name).read_text(encoding="utf-8"))
+    probabilities = {}
     for split in store.splits():
-        if split == "train" and not all(store.has("probabilities", split=split, backbone=name) for name in names):
-            continue
         count = len(base_rows(store, split)) if split == "train" else store.rows(split)
-        loaded = [store.load_first("probabilities", count, split=split, backbone=name) for name in names]
-        probabilities[split] = np.mean(loaded, axis=0)
-    return parts, probabilities
+        if split != "train" or store.has("probabilities", split=split, backbone=name):
+            probabilities[split] = store.load_first("probabilities", count, split=split, backbone=name)
+    return settings["parts"][0], probabilities
+
+
+def predict_again(store: Store, name: str, views: int, batch_size: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """As `saved_part`, with another number of views and the calibration fitted to them.
+
+    Raises:
+        InputError: the classifier was trained on part of the images, or only part of them is to be predicted.
+        StageError: the classifier is missing or stale.
+    """
+    used = store.written_with("classifier_settings", backbone=name)
+    if used["limit"] or store.limit:
+        raise InputError("--views with --ensemble predicts all images again: leave out --limit, in training too")
+    blend, settings = ensemble.load(store, name)
+    members = list_members(used["folds"], used["seeds"], used["seed"])
+    out_of_fold = out_of_fold_mask(members, load_folds(store, used["folds"], used["seed"]))
+    networks = replace(blend.parts[0], views=views)
+    raw = predict_splits(store, networks, batch_size, out_of_fold)
+    networks = replace(networks, calibration=calibrate(store, raw))
+    part = settings["parts"][0] | {"views": views, "calibration": asdict(networks.calibration)}
+    return part, {split: networks.combine(values) for split, values in raw.items()}
 
 
 def calibrate(store: Store, probabilities: dict[str, np.ndarray]) -> calibration.Calibration:

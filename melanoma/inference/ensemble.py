@@ -26,7 +26,7 @@ class Ensemble:
 
     classifiers: list[classifier.Classifier]
     members: Sequence[str]  # name of each classifier, see `splits.Member`
-    tta: bool  # whether to average over the 8 flips and quarter turns of each image
+    views: int  # of each image whose mean is taken, see `predict.mean_output`
     calibration: Calibration = IDENTITY
 
     def folds(self) -> dict[str, list[keras.Model]]:
@@ -53,10 +53,10 @@ class Ensemble:
         """
         if out_of_fold is not None:
             models = [one.model for one in self.classifiers]
-            calls = [predict(models, images, batch_size, label, self.tta, out_of_fold)]
+            calls = [predict(models, images, batch_size, label, self.views, out_of_fold)]
         else:
             calls = [
-                predict(models, images, batch_size, label + fold.replace("_fold", ", fold "), self.tta)
+                predict(models, images, batch_size, label + fold.replace("_fold", ", fold "), self.views)
                 for fold, models in self.folds().items()
             ]
         found = np.stack([np.concatenate(list(call)) for call in calls], axis=1)
@@ -108,7 +108,7 @@ def restore(part: dict[str, Any], size: int, paths: Sequence[Path]) -> Ensemble:
     """The networks described by an entry of `parts` in saved settings, with the weights of these files.
 
     Args:
-        part: backbone, scaling, input_size, members, tta and calibration.
+        part: backbone, scaling, input_size, members, views and calibration.
         size: side of the images in pixels.
         paths: one weight file for each member.
 
@@ -120,4 +120,4 @@ def restore(part: dict[str, Any], size: int, paths: Sequence[Path]) -> Ensemble:
         one = classifier.build(part["backbone"], size, backbones.NONE, part["scaling"], part["input_size"])
         backbones.load_weights(one.model, path)
         classifiers.append(one)
-    return Ensemble(classifiers, list(part["members"]), part["tta"], Calibration(**part["calibration"]))
+    return Ensemble(classifiers, list(part["members"]), part["views"], Calibration(**part["calibration"]))

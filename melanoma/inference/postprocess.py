@@ -1,5 +1,6 @@
 """From lesion probabilities to a mask: threshold, largest component, filled holes."""
 
+from collections.abc import Mapping
 from itertools import product
 
 from melanoma.metrics.segmentation import mean_jaccard
@@ -54,23 +55,21 @@ def choose_threshold(truth: np.ndarray, probability: np.ndarray, clean: bool) ->
     return float(THRESHOLDS[int(np.argmax(scores))])
 
 
-def effects(truth: np.ndarray, plain: np.ndarray, augmented: np.ndarray) -> list[dict[str, float | bool]]:
+def effects(truth: np.ndarray, probabilities: Mapping[int, np.ndarray]) -> list[dict[str, float | bool]]:
     """Mean Jaccard index with and without test-time augmentation, clean-up and a chosen threshold.
 
     Args:
         truth: uint8 (N, S, S, 1), {0, 1}.
-        plain: probabilities without test-time augmentation, (N, S, S, 1).
-        augmented: probabilities with it.
+        probabilities: float (N, S, S, 1), by number of views of test-time augmentation.
 
     Returns:
-        A row for each of the eight combinations: tta, clean, threshold_chosen, threshold, jaccard.
+        A row for each combination: views, clean, threshold_chosen, threshold, jaccard.
     """
     rows: list[dict[str, float | bool]] = []
-    for tta, clean, chosen in product((False, True), repeat=3):
-        probability = augmented if tta else plain
+    for (views, probability), clean, chosen in product(probabilities.items(), (False, True), (False, True)):
         threshold = choose_threshold(truth, probability, clean) if chosen else DEFAULT_THRESHOLD
         jaccard = mean_jaccard(truth, segment(probability, threshold, clean))
         rows.append(
-            {"tta": tta, "clean": clean, "threshold_chosen": chosen, "threshold": threshold, "jaccard": jaccard}
+            {"views": views, "clean": clean, "threshold_chosen": chosen, "threshold": threshold, "jaccard": jaccard}
         )
     return rows

@@ -1,5 +1,6 @@
 """The prediction loop of both networks: batches, test-time augmentation, ensembles, out-of-fold predictions."""
 
+import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,17 @@ BATCHES_PER_BLOCK = 4  # of each model
 IMAGE_AXES = (1, 2)  # height and width of (N, H, W, C)
 
 
+def views_flag(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag of test-time augmentation."""
+    parser.add_argument(
+        "--views",
+        type=int,
+        choices=augment.VIEW_COUNTS,
+        help="test-time augmentation: mean over this many flips and quarter turns of each image; 1: none; default: "
+        f"{augment.VIEWS}, or that of networks trained before",
+    )
+
+
 def in_batches(
     compute: Callable[[np.ndarray], np.ndarray], inputs: np.ndarray, batch_size: int, pad: bool
 ) -> Iterator[np.ndarray]:
@@ -28,26 +40,26 @@ def in_batches(
         yield np.asarray(compute(padded))[: len(batch)]
 
 
-def mean_output(models: Sequence[openvino.Network], images: np.ndarray, tta: bool) -> np.ndarray:
-    """Mean output over models and, with test-time augmentation, over the 8 flips and quarter turns of each image.
+def mean_output(models: Sequence[openvino.Network], images: np.ndarray, views: int) -> np.ndarray:
+    """Mean output over models and, for test-time augmentation, over several views of each image.
 
     Args:
         models: each from (N, S, S, 3) to the same shape: vectors (N, C), or maps (N, S, S, C), whose flips and turns
             are undone before averaging.
         images: uint8 (N, S, S, 3).
-        tta: whether to use test-time augmentation: eight times the work.
+        views: number of flips and quarter turns of each image, see `augment.some_views`; 1: the image as it is.
 
     Returns:
         float32 (N, C) or (N, S, S, C).
     """
     total = np.zeros((len(images), *models[0].output_shape[1:]), np.float32)
-    is_map, views = total.ndim == images.ndim, range(augment.VIEWS if tta else 1)
-    for view in views:
+    is_map = total.ndim == images.ndim
+    for view in augment.some_views(views):
         inputs = np.ascontiguousarray(augment.flip_rotate(images, view, IMAGE_AXES))
         for model in models:
             output = np.asarray(model.predict_on_batch(inputs))
             total += augment.undo_flip_rotate(output, view, IMAGE_AXES) if is_map else output
-    return total / (len(models) * len(views))
+    return total / (len(models) * views)
 
 
 @dataclass
@@ -67,7 +79,7 @@ def predict(
     images: np.ndarray,
     batch_size: int,
     label: str,
-    tta: bool = False,
+    views: int = 1,
     out_of_fold: np.ndarray | None = None,
 ) -> Predictions:
     """`mean_output` of many images, one block at a time, so that they need not fit in memory together.
@@ -77,12 +89,12 @@ def predict(
         images: uint8 (N, S, S, 3), memory-mapped or not.
         batch_size: images per network call.
         label: name of the work in progress messages.
-        tta: see `mean_output`.
+        views: see `mean_output`.
         out_of_fold: bool (N, number of models), the models whose mean is taken for each image; None: all models.
     """
     models_per_image = 1.0 if out_of_fold is None else float(out_of_fold.mean())
-    inference = openvino.Inference(models, len(images) * (augment.VIEWS if tta else 1) * models_per_image)
-    return Predictions(inference, _blocks(inference, images, batch_size, label, tta, out_of_fold))
+    inference = openvino.Inference(models, len(images) * views * models_per_image)
+    return Predictions(inference, _blocks(inference, images, batch_size, label, views, out_of_fold))
 
 
 def _blocks(
@@ -90,7 +102,7 @@ def _blocks(
     images: np.ndarray,
     batch_size: int,
     label: str,
-    tta: bool,
+    views: int,
     out_of_fold: np.ndarray | None,
 ) -> Iterator[np.ndarray]:
     models = inference.networks()
@@ -104,6 +116,6 @@ def _blocks(
         for mask in np.unique(masks, axis=0):
             rows = np.flatnonzero((masks == mask).all(axis=1))
             used = [model for model, use in zip(models, mask, strict=True) if use]
-            compute = partial(mean_output, used, tta=tta)
+            compute = partial(mean_output, used, views=views)
             result[rows] = np.concatenate(list(in_batches(compute, part[rows], batch_size, pad)))
         yield result

@@ -101,17 +101,28 @@ def read(network: str) -> tuple[dict[str, Any], list[Path]]:
     return settings, [FOLDER / name for name in settings["sha256"]]
 
 
-def load_segnet(size: int) -> tuple[keras.Model, dict[str, Any]]:
-    """The segmentation network for images of `size` pixels a side, and its description; see `read`."""
-    settings, (weights,) = read(SEGNET)
-    model = segmentation.build(segmentation.Design(**settings["design"]), size)
-    backbones.load_weights(model, weights)
-    return model, settings
+def load_segnet(size: int) -> tuple[list[keras.Model], dict[str, Any]]:
+    """The segmentation networks for images of `size` pixels a side, and their description; see `read`."""
+    settings, weights = read(SEGNET)
+    models = [segmentation.build(segmentation.Design(**settings["design"]), size) for _ in weights]
+    for model, path in zip(models, weights, strict=True):
+        backbones.load_weights(model, path)
+    return models, settings
 
 
-def load_classifier(size: int) -> tuple[Blend, dict[str, Any]]:
-    """The classifiers for images of `size` pixels a side, and their description; see `read`."""
+def load_classifier(size: int, views: int | None = None) -> tuple[Blend, dict[str, Any]]:
+    """The classifiers for images of `size` pixels a side, and their description.
+
+    Args:
+        size: side of the images in pixels.
+        views: of each image whose mean is taken, see `predict.mean_output`; None: as described.
+
+    Raises:
+        InputError: see `read`.
+    """
     settings, weights = read(CLASSIFIER)
+    for part in settings["parts"]:
+        part["views"] = views or part["views"]
     by_name = {path.name: path for path in weights}
     parts = [
         restore(part, size, [by_name[weight_file(part["backbone"], member)] for member in part["members"]])

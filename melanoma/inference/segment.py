@@ -19,7 +19,7 @@ import numpy as np
 class MaskOptions:
     """How predicted probabilities become masks."""
 
-    tta: bool  # test-time augmentation: mean over 8 flips and quarter turns
+    views: int  # of each image whose mean is taken, see `predict.mean_output`
     clean: bool  # keep the largest component only, with its holes filled
     batch_size: int
 
@@ -29,7 +29,8 @@ def choose_threshold(store: Store, models: Sequence[keras.Model], options: MaskO
 
     Returns:
         The threshold, and for the report: mean Jaccard index with and without test-time augmentation, clean-up and a
-        chosen threshold, and images per second. The default threshold and no report where validation has no masks.
+        chosen threshold, and images per second by number of views. The default threshold and no report where validation
+        has no masks.
     """
     rows = originals_with_mask(store, "val")
     if not len(rows):
@@ -37,25 +38,24 @@ def choose_threshold(store: Store, models: Sequence[keras.Model], options: MaskO
     images, truth = store.load("images", split="val")[rows], store.load("masks", split="val")[rows]
     probabilities, rates = {}, {}
     list(predict(models, images[:1], options.batch_size, "warm-up"))  # Keras compiles
-    for tta in (False, True):
-        label = f"validation, {'with' if tta else 'without'} test-time augmentation"
-        blocks = predict(models, images, options.batch_size, label, tta)
+    for views in sorted({1, options.views}):
+        label = f"validation, {'without test-time augmentation' if views == 1 else f'{views} views'}"
+        blocks = predict(models, images, options.batch_size, label, views)
         blocks.inference.networks()  # converts the networks, so that the rate is of predicting only
         store.settings["inference"] = blocks.inference.name
         start = time.perf_counter()
-        probabilities[tta] = np.concatenate(list(blocks))
-        rates[tta] = len(images) / (time.perf_counter() - start)
-    effects = postprocess.effects(truth, probabilities[False], probabilities[True])
+        probabilities[views] = np.concatenate(list(blocks))
+        rates[views] = len(images) / (time.perf_counter() - start)
+    effects = postprocess.effects(truth, probabilities)
     log.info("\nMean Jaccard index on validation with and without test-time augmentation, clean-up, chosen threshold:")
     for row in effects:
-        steps = [step for name, step in (("tta", "TTA"), ("clean", "clean-up")) if row[name]]
+        steps = [f"{row['views']} views", *(["clean-up"] if row["clean"] else [])]
         log.info("  %-40s%.4f", ", ".join([*steps, f"threshold {row['threshold']:.2f}"]), row["jaccard"])
-    wanted = {"tta": options.tta, "clean": options.clean, "threshold_chosen": True}
+    wanted = {"views": options.views, "clean": options.clean, "threshold_chosen": True}
     threshold = next(float(row["threshold"]) for row in effects if row.items() >= wanted.items())
     return threshold, {
         "effects_on_validation": effects,
-        "images_per_second": rates[False],
-        "images_per_second_with_tta": rates[True],
+        "images_per_second": rates,
     }
 
 
@@ -78,7 +78,7 @@ def write_masks(
     for split in store.splits():
         images = store.load("images", split=split)
         mask_of_models = out_of_fold if split == "train" else None
-        blocks = predict(models, images, options.batch_size, f"masks of {split}", options.tta, mask_of_models)
+        blocks = predict(models, images, options.batch_size, f"masks of {split}", options.views, mask_of_models)
         with store.writer("predicted", len(images), (*images.shape[1:3], 1), split=split) as file:
             for block in blocks:
                 file.append(postprocess.segment(block, threshold, options.clean))

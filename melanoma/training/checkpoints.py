@@ -30,7 +30,7 @@ class State:
 ARRAYS = ("variables", "kept")
 # Settings that do not affect training: places, what is done with the network afterwards, and what computes features.
 NOT_OF_TRAINING = (
-    *("data", "graphics", "flags", "weights", "restart", "tta", "clean", "threshold", "distribute", "inference"),
+    *("data", "graphics", "flags", "weights", "restart", "views", "clean", "threshold", "distribute", "inference"),
 )
 
 

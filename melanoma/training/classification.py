@@ -15,8 +15,8 @@ from melanoma.dataset.splits import (
     UNLABELLED,
     Member,
     are_original,
-    assign_folds,
     list_members,
+    load_folds,
     out_of_fold_mask,
 )
 from melanoma.errors import InputError, StageError
@@ -122,9 +122,7 @@ class ClassifierTrainer:
         images = {split: store.load("roi", split=split) for split in labels}
         extra = store.load("origin", split="train") > 0
         members = list_members(settings.folds, settings.seeds, settings.seed)
-        fold_of_row = assign_folds(
-            source, store.load("groups", split="train"), labels["train"], settings.folds, settings.seed, extra
-        )
+        fold_of_row = load_folds(store, settings.folds, settings.seed)
         usable = (labels["train"] != UNLABELLED) & (are_original(source) | (recipe.balance == "copies"))
         alone = np.flatnonzero(usable & (fold_of_row == NEVER_HELD_OUT))
         wanted = np.isin(labels["train"], [CLASSES.index(name) for name in recipe.extra_classes])

@@ -54,13 +54,13 @@ def test_probabilities_are_out_of_fold_on_train_and_the_mean_of_the_calibrated_f
     (ensemble,) = load(store, BACKBONE)[0].parts
     assert ensemble.members == MEMBERS
     models = [one.model for one in ensemble.classifiers]
-    each = np.stack([mean_output([model], store.load("roi", split="train"), tta=True) for model in models])
+    each = np.stack([mean_output([model], store.load("roi", split="train"), views=8) for model in models])
     assert abs(each[0] - each[1]).max() > 1e-4  # another seed, another network
     first_fold = (assign_folds(source, groups, labels, 2, seed=0) == 0)[:, None]
     out_of_fold = np.where(first_fold, each[:2].mean(axis=0), each[2:].mean(axis=0))
     expected = ensemble.calibration.apply(out_of_fold[: pipeline.COUNTS["train"]])
     assert probabilities(crossed, "train") == pytest.approx(expected, abs=1e-4)
-    folds = [mean_output(some, store.load("roi", split="val"), tta=True) for some in (models[:2], models[2:])]
+    folds = [mean_output(some, store.load("roi", split="val"), views=8) for some in (models[:2], models[2:])]
     expected = np.mean([ensemble.calibration.apply(fold) for fold in folds], axis=0)
     assert probabilities(crossed, "val") == pytest.approx(expected, abs=1e-4)
 
@@ -114,7 +114,7 @@ def test_class_that_is_absent_from_the_training_folds_is_named(
     own_chain: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     labels = reader(own_chain).load("labels", split="train")
-    monkeypatch.setattr("melanoma.training.classification.assign_folds", lambda *_: (labels != MELANOMA).astype(int))
+    monkeypatch.setattr("melanoma.training.classification.load_folds", lambda *_: (labels != MELANOMA).astype(int))
     with pytest.raises(InputError, match=r"no melanoma among \d+ training images"):
         pipeline.classify(own_chain, "--folds", "2")
 
@@ -235,7 +235,7 @@ def test_networks_can_be_trained_on_added_images_only(source: Path, tmp_path: Pa
 
 def test_network_is_trained_by_another_and_evaluated_beside_it(crossed: Path, tmp_path: Path) -> None:
     folder, student = pipeline.copy(crossed, tmp_path / "chain"), "mobilenet0.75"
-    flags = ("--backbone", student, "--train", "head", "--folds", "2", "--teacher", BACKBONE, "--no-tta")
+    flags = ("--backbone", student, "--train", "head", "--folds", "2", "--teacher", BACKBONE, "--views", "1")
     pipeline.classify(folder, *flags, "--teacher-weight", "0.5")
     pipeline.run(contract.EVALUATION, folder)
     systems = json.loads((folder / "graphics" / "metrics.json").read_text())["systems"]

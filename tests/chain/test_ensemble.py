@@ -39,7 +39,20 @@ def combined(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     folder = pipeline.copy(finished, tmp_path_factory.mktemp("combined"))
     first = ("--epochs", "3", "--folds", "2")
-    second = ("--epochs", "4", "--folds", "3", "--keep", "best", "--backbone", OTHER, "--no-tta", "--input-size", "16")
+    second = (
+        "--epochs",
+        "4",
+        "--folds",
+        "3",
+        "--keep",
+        "best",
+        "--backbone",
+        OTHER,
+        "--views",
+        "1",
+        "--input-size",
+        "16",
+    )
     for flags, fitted in ((first, Calibration(0.1)), (second, Calibration(0.2, (0.0, 0.5, -0.5)))):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(calibration, "fit", lambda *_, fitted=fitted: fitted)
@@ -96,9 +109,9 @@ def test_probabilities_are_the_mean_of_those_of_the_classifiers(split: str, comb
 
 def test_networks_of_the_ensemble_give_its_probabilities(combined: Path) -> None:
     blend, settings = load(reader(combined), contract.ENSEMBLE)
-    assert [(part["backbone"], part["tta"], part["input_size"]) for part in settings["parts"]] == [
-        (BACKBONE, True, pipeline.SIZE),
-        (OTHER, False, 16),
+    assert [(part["backbone"], part["views"], part["input_size"]) for part in settings["parts"]] == [
+        (BACKBONE, 8, pipeline.SIZE),
+        (OTHER, 1, 16),
     ]
     assert [part.members for part in blend.parts] == [["_fold1", "_fold2"], ["_fold1", "_fold2", "_fold3"]]
     found, _ = blend.probabilities(reader(combined).load("roi", split="test"), 16, "test")
@@ -212,8 +225,8 @@ def systems(folder: Path) -> list[scoring.System]:
             2,
             "--ensemble trains nothing: leave out --backbone, --folds",
         ),
-        ((*ENSEMBLE, "--keep", "best", "--no-tta"), 2, "leave out --tta, --keep"),
-        ((*ENSEMBLE, "--batch-size", "2", "--restart"), 2, "leave out --restart, --batch-size"),
+        ((*ENSEMBLE, "--keep", "best", "--views", "1"), 2, "leave out --keep"),
+        ((*ENSEMBLE, "--views", "2", "--limit", "9"), 2, "leave out --limit"),
     ],
 )
 def test_ensemble_that_cannot_be_made_is_refused_and_nothing_changes(

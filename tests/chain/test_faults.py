@@ -31,7 +31,7 @@ from pipeline import BACKBONE, array_bytes, exit_code, places, reader
 
 pytestmark = pytest.mark.usefixtures("logging_restored")
 
-SEGNET_FLAGS = ("--network", "segnet", "--input-size", str(pipeline.SIZE), "--epochs", "1", "--no-tta")
+SEGNET_FLAGS = ("--network", "segnet", "--input-size", str(pipeline.SIZE), "--epochs", "1", "--views", "1")
 CLASSIFIER_FLAGS = ("--backbone", BACKBONE, "--weights", "none", "--train", "head", "--epochs", "1")
 FLAGS = {contract.SEGNET: SEGNET_FLAGS, contract.CLASSIFIER: CLASSIFIER_FLAGS}
 FREE = 64 << 10  # bytes left on a full disk: enough for the smallest files only

@@ -146,7 +146,18 @@ def test_cross_validation_predicts_true_labels_but_not_shuffled_ones(tmp_path: P
     pipeline.run(contract.PREPROCESSING, tmp_path, *flags)
     pipeline.use_true_masks(tmp_path)
     pipeline.run(contract.ROI, tmp_path)
-    network = ("--backbone", "mobilenetv2", "--weights", str(WEIGHTS), "--train", "head", "--no-tta", "--folds", "3")
+    network = (
+        "--backbone",
+        "mobilenetv2",
+        "--weights",
+        str(WEIGHTS),
+        "--train",
+        "head",
+        "--views",
+        "1",
+        "--folds",
+        "3",
+    )
     training = ("--epochs", "20", "--learning-rate", "3e-3", "--batch-size", "64")
     pipeline.run(contract.CLASSIFIER, tmp_path, *network, *training)
     pipeline.run(contract.EVALUATION, tmp_path)
@@ -158,7 +169,7 @@ def test_cross_validation_predicts_true_labels_but_not_shuffled_ones(tmp_path: P
 
 def test_pretrained_networks_work_on_real_images(tmp_path: Path) -> None:
     pipeline.run(contract.PREPROCESSING, tmp_path, "--source", str(SOURCE), "--limit", "30", "--copies", "1")
-    pipeline.run(contract.SEGNET, tmp_path, "--pretrained", "--no-tta")
+    pipeline.run(contract.SEGNET, tmp_path, "--pretrained", "--views", "1")
     pipeline.run(contract.ROI, tmp_path)
     pipeline.run(contract.CLASSIFIER, tmp_path, "--pretrained")
     pipeline.run(contract.EVALUATION, tmp_path)
@@ -171,7 +182,7 @@ def test_pretrained_networks_work_on_real_images(tmp_path: Path) -> None:
 def test_train_images_in_another_split_are_not_evaluated(tmp_path: Path) -> None:
     """As in a folder of ISIC 2018, which has the images of 2017; validation was not trained on."""
     pipeline.run(contract.PREPROCESSING, tmp_path, "--source", str(SOURCE), "--split", "2018", "--limit", "9")
-    pipeline.run(contract.SEGNET, tmp_path, "--pretrained", "--no-tta")
+    pipeline.run(contract.SEGNET, tmp_path, "--pretrained", "--views", "1")
     results = json.loads((tmp_path / "graphics" / "segmentation.json").read_text())
     official = {record.id for record in pipeline.records(SOURCE, "val")}
     for split in ("val", "test"):

@@ -43,7 +43,7 @@ def test_masks_of_a_cross_validation_are_out_of_fold_on_train_and_a_mean_elsewhe
     models = [network(own_chain, member) for member in ("_fold1", "_fold2")]
     for split in ("train", "val"):
         images = store.load("images", split=split)
-        each = np.stack([mean_output([model], images, tta=False) for model in models])
+        each = np.stack([mean_output([model], images, views=1) for model in models])
         rows = np.arange(len(images))
         expected = each[fold_of_row, rows] if split == "train" else each.mean(axis=0)
         seen = each[1 - fold_of_row, rows] if split == "train" else each[0]
@@ -105,7 +105,7 @@ def test_more_folds_than_images_are_refused(
 
 def test_threshold_is_chosen_on_validation_saved_and_used(finished: Path) -> None:
     store = reader(finished)
-    probability = mean_output([network(finished)], store.load("images", split="val"), tta=False)
+    probability = mean_output([network(finished)], store.load("images", split="val"), views=1)
     truth = np.array(store.load("masks", split="val"))
     chosen = settings(finished)["threshold"]
     assert chosen == pytest.approx(postprocess.choose_threshold(truth, probability, clean=True))
@@ -116,7 +116,7 @@ def test_threshold_is_chosen_on_validation_saved_and_used(finished: Path) -> Non
 def test_given_threshold_is_used(own_chain: Path) -> None:
     pipeline.segment(own_chain, "--threshold", "0.99", "--no-clean")
     store = reader(own_chain)
-    probability = mean_output([network(own_chain)], store.load("images", split="val"), tta=False)
+    probability = mean_output([network(own_chain)], store.load("images", split="val"), views=1)
     expected = postprocess.segment(probability, 0.99, clean=False)
     assert (expected == store.load("predicted", split="val")).mean() > 0.999
     assert settings(own_chain)["threshold"] == 0.99
@@ -124,6 +124,6 @@ def test_given_threshold_is_used(own_chain: Path) -> None:
 
 def test_report_has_the_effects_of_all_steps_and_the_cost(finished: Path) -> None:
     found = report(finished)
-    assert len(found["effects_on_validation"]) == 8
+    assert len(found["effects_on_validation"]) == 4
     assert found["cost"]["weights"] == network(finished).count_params()
-    assert found["cost"]["seconds_per_epoch"] > 0 and found["images_per_second"] > 0
+    assert found["cost"]["seconds_per_epoch"] > 0 and found["images_per_second"]["1"] > 0

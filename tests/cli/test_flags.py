@@ -114,13 +114,13 @@ def test_defaults_without_effect_are_accepted() -> None:
         ("--seed 0 --epochs 3", "--epochs 3"),
         ("--data here --graphics there --restart --limit 4", "--limit 4"),
         ("--learning-rate 0.01 --distribute", "--learning-rate 0.01 --distribute"),
-        ("--no-tta --weights /a/folder/net.h5", "--no-tta --weights net.h5"),
+        ("--no-clean --weights /a/folder/net.h5", "--no-clean --weights net.h5"),
         ("--predictions a.csv /b/c.csv", "--predictions a.csv c.csv"),
     ],
 )
 def test_flags_that_differ_from_their_defaults_are_recorded_without_local_folders(given: str, recorded: str) -> None:
     command_line = parser()
-    command_line.add_argument("--tta", action=argparse.BooleanOptionalAction, default=True)
+    command_line.add_argument("--clean", action=argparse.BooleanOptionalAction, default=True)
     command_line.add_argument("--weights", default="imagenet")
     command_line.add_argument("--predictions", type=Path, nargs="+", default=[])
     settings = command_line.parse_args(given.split())

@@ -34,13 +34,13 @@ def make_images(count: int = 5) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def two() -> Ensemble:
-    return Ensemble([build(seed) for seed in (0, 1)], MEMBERS, tta=False, calibration=CALIBRATION)
+    return Ensemble([build(seed) for seed in (0, 1)], MEMBERS, views=1, calibration=CALIBRATION)
 
 
 @pytest.fixture(scope="module")
 def blend(two: Ensemble) -> Blend:
     """The two, and a network of another backbone."""
-    return Blend([two, Ensemble([build(2, OTHER, SIZE)], [""], tta=True)])
+    return Blend([two, Ensemble([build(2, OTHER, SIZE)], [""], views=8)])
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_networks_of_one_fold_are_averaged_before_calibration(
 def test_probabilities_of_each_fold_are_the_mean_of_its_seeds(two: Ensemble, outputs: list[np.ndarray]) -> None:
     first, second = two.classifiers
     members = ("_fold1_seed0", "_fold1_seed1", "_fold2_seed0", "_fold2_seed1")
-    four = Ensemble([first, second, first, first], members, tta=False, calibration=CALIBRATION)
+    four = Ensemble([first, second, first, first], members, views=1, calibration=CALIBRATION)
     assert [len(models) for models in four.folds().values()] == [2, 2]
     found, _ = four.fold_probabilities(make_images(), 4, "images")
     assert found.shape == (5, 2, 3)
@@ -133,9 +133,9 @@ def test_progress_names_the_fold(two: Ensemble, monkeypatch: pytest.MonkeyPatch)
     assert labels == ["images, fold 1", "images, fold 2", "images"]
 
 
-FIRST: dict[str, Any] = {"backbone": BACKBONE, "weights": BACKBONE, "scaling": None, "input_size": 8, "tta": False}
+FIRST: dict[str, Any] = {"backbone": BACKBONE, "weights": BACKBONE, "scaling": None, "input_size": 8, "views": 1}
 FIRST |= {"calibration": vars(CALIBRATION), "members": dict.fromkeys(MEMBERS)}
-SECOND: dict[str, Any] = {"backbone": OTHER, "weights": f"my_{OTHER}", "scaling": None, "input_size": SIZE, "tta": True}
+SECOND: dict[str, Any] = {"backbone": OTHER, "weights": f"my_{OTHER}", "scaling": None, "input_size": SIZE, "views": 8}
 SECOND |= {"calibration": {}, "members": {"": None}}
 
 
@@ -154,7 +154,7 @@ def saved(blend: Blend, tmp_path: Path) -> Store:
 def test_loaded_ensemble_gives_the_probabilities_of_the_saved_one(two: Ensemble, saved: Store) -> None:
     loaded, description = ensemble.load(saved, BACKBONE)
     (part,) = loaded.parts
-    assert (part.tta, part.calibration.temperature) == (False, 0.1)
+    assert (part.views, part.calibration.temperature) == (1, 0.1)
     assert list(part.folds()) == list(MEMBERS)
     assert description == json.loads(json.dumps({"size": SIZE, "parts": [FIRST]}))
     expected, _ = two.probabilities(make_images(), 4, "images")
@@ -163,7 +163,7 @@ def test_loaded_ensemble_gives_the_probabilities_of_the_saved_one(two: Ensemble,
 
 def test_loaded_blend_gives_the_probabilities_of_the_saved_one(blend: Blend, saved: Store) -> None:
     loaded, _ = ensemble.load(saved, contract.ENSEMBLE)
-    assert [(part.members, part.tta) for part in loaded.parts] == [(list(MEMBERS), False), ([""], True)]
+    assert [(part.members, part.views) for part in loaded.parts] == [(list(MEMBERS), 1), ([""], 8)]
     each = [part.probabilities(make_images(), 4, "images")[0] for part in blend.parts]
     found, _ = loaded.probabilities(make_images(), 4, "images")
     assert found == pytest.approx(np.mean(each, axis=0), abs=1e-6)

@@ -203,7 +203,7 @@ def test_choice_of_openvino_is_logged_once(caplog: pytest.LogCaptureFixture) -> 
 def test_views_and_out_of_fold_models_count_for_the_choice() -> None:
     models, images = [small_network(), small_network()], make_images(MANY // 8)
     out_of_fold = np.tile([True, False], (len(images), 1))
-    options = ((), (True,), (True, out_of_fold))
+    options = ((), (8,), (8, out_of_fold))
     chosen = [predict(models, images, 8, "images", *some).inference.name for some in options]
     assert chosen == ["keras float32", ENGINE, "keras float32"]
 

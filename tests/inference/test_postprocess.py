@@ -62,16 +62,16 @@ def test_effects_separate_augmentation_cleanup_and_threshold() -> None:
     plain = np.where(truth, 0.4, 0.0).astype(np.float32)  # needs a lower threshold
     augmented = plain.copy()
     augmented[0, 0, 0] = 0.9  # needs clean-up
-    rows = postprocess.effects(truth, plain, augmented)
-    found = {(row["tta"], row["clean"], row["threshold_chosen"]): row["jaccard"] for row in rows}
+    rows = postprocess.effects(truth, {1: plain, 8: augmented})
+    found = {(row["views"], row["clean"], row["threshold_chosen"]): row["jaccard"] for row in rows}
     assert found == {
-        (False, False, False): 0,
-        (False, False, True): 1,
-        (False, True, False): 0,
-        (False, True, True): 1,
-        (True, False, False): 0,
-        (True, False, True): pytest.approx(16 / 17),
-        (True, True, False): 0,
-        (True, True, True): 1,
+        (1, False, False): 0,
+        (1, False, True): 1,
+        (1, True, False): 0,
+        (1, True, True): 1,
+        (8, False, False): 0,
+        (8, False, True): pytest.approx(16 / 17),
+        (8, True, False): 0,
+        (8, True, True): 1,
     }
     assert all(row["threshold"] == postprocess.DEFAULT_THRESHOLD for row in rows if not row["threshold_chosen"])

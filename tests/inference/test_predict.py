@@ -58,27 +58,28 @@ def make_images(count: int) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, SIZE, SIZE, 3)).astype(np.uint8)
 
 
-@pytest.mark.parametrize("tta", [False, True])
-def test_map_that_follows_the_image_is_the_same_with_test_time_augmentation(tta: bool) -> None:
+@pytest.mark.parametrize("views", augment.VIEW_COUNTS)
+def test_map_that_follows_the_image_is_the_same_with_test_time_augmentation(views: int) -> None:
     images = make_images(3)
-    assert np.allclose(mean_output([network(Red())], images, tta), images[..., :1] / 255, atol=1e-6)
+    assert np.allclose(mean_output([network(Red())], images, views), images[..., :1] / 255, atol=1e-6)
 
 
 def test_maps_of_all_views_are_averaged() -> None:
-    found = mean_output([network(LeftHalf())], make_images(1), True)
+    found = mean_output([network(LeftHalf())], make_images(1), 8)
     assert np.allclose(found, 0.5)  # each pixel is on the left in four of the eight views
 
 
-def test_vectors_of_all_views_are_averaged() -> None:
+@pytest.mark.parametrize(("count", "places"), [(1, [0]), (2, [0, 4]), (4, [0, 2, 4, 6]), (8, list(range(8)))])
+def test_vectors_of_the_views_are_averaged(count: int, places: list[int]) -> None:
     model, images = classifier(), make_images(10)
-    views = [model.predict_on_batch(augment.flip_rotate(images, view, IMAGE_AXES)) for view in range(augment.VIEWS)]
-    (found,) = predict([model], images, 10, "images", tta=True)
+    views = [model.predict_on_batch(augment.flip_rotate(images, view, IMAGE_AXES)) for view in places]
+    (found,) = predict([model], images, 10, "images", views=count)
     assert np.allclose(found, np.mean(views, axis=0), atol=1e-6)
 
 
 def test_models_are_averaged() -> None:
     models = [network(Constant(0.2)), network(Constant(0.6))]
-    assert np.allclose(mean_output(models, make_images(1), False), 0.4)
+    assert np.allclose(mean_output(models, make_images(1), 1), 0.4)
 
 
 @pytest.mark.parametrize(("count", "blocks"), [(1, [1]), (8, [8]), (19, [8, 8, 3])])

@@ -51,7 +51,7 @@ def test_segmentation_network_is_restored_from_its_description(folder: Path) -> 
     keras.utils.set_random_seed(0)
     model = segmentation.build(UNET, SIZE)
     pack(folder, pretrained.SEGNET, {SEGNET_WEIGHTS: model}, {"design": asdict(UNET), "threshold": 0.4})
-    restored, description = pretrained.load_segnet(SIZE)
+    (restored,), description = pretrained.load_segnet(SIZE)
     assert description["threshold"] == 0.4
     assert np.array_equal(restored.predict_on_batch(make_images()), model.predict_on_batch(make_images()))
 
@@ -62,7 +62,7 @@ def test_classifiers_are_restored_for_images_of_another_size(folder: Path) -> No
         pretrained.weight_file(backbone, member): classifier.build(backbone, SIZE, backbones.NONE, None, 8).model
         for backbone, member in ((OTHER, ""), (BACKBONE, "_fold1"), (BACKBONE, "_fold2"))
     }
-    design: dict[str, Any] = {"scaling": None, "input_size": 8, "tta": False, "calibration": {}}
+    design: dict[str, Any] = {"scaling": None, "input_size": 8, "views": 1, "calibration": {}}
     parts = [
         design | {"backbone": OTHER, "members": {"": {}}},
         design | {"backbone": BACKBONE, "members": {"_fold1": {}, "_fold2": {}}},
@@ -102,7 +102,7 @@ def test_files_of_the_repository_match_their_checksums(network: str, files: int)
     else:
         assert "roi" in description
         for part in description["parts"]:
-            assert {"backbone", "scaling", "input_size", "tta", "members"} <= part.keys()
+            assert {"backbone", "scaling", "input_size", "views", "members"} <= part.keys()
             assert Calibration(**part["calibration"]).temperature > 0
 
 

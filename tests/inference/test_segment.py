@@ -13,7 +13,7 @@ import pytest
 from pipeline import save_rows
 
 SIZE = 8  # pixels
-OPTIONS = MaskOptions(tta=False, clean=False, batch_size=4)
+OPTIONS = MaskOptions(views=2, clean=False, batch_size=4)
 
 
 def network(scale: float) -> keras.Model:
@@ -40,11 +40,11 @@ def test_threshold_with_the_best_masks_of_validation_is_chosen(store: Store) -> 
     threshold, report = segment.choose_threshold(store, [network(1.0)], OPTIONS)
     assert threshold == pytest.approx(0.2)  # the lowest of THRESHOLDS above 50 / 255
     effects = {
-        (row["tta"], row["clean"], row["threshold_chosen"]): row["jaccard"] for row in report["effects_on_validation"]
+        (row["views"], row["clean"], row["threshold_chosen"]): row["jaccard"] for row in report["effects_on_validation"]
     }
     assert len(effects) == 8
-    assert effects[False, False, False] == 0 and effects[False, False, True] == 1
-    assert report["images_per_second"] > 0 and report["images_per_second_with_tta"] > 0
+    assert effects[1, False, False] == 0 and effects[1, False, True] == 1
+    assert list(report["images_per_second"]) == [1, 2] and min(report["images_per_second"].values()) > 0
     assert store.settings["inference"] == "keras float32"
 
 
@@ -78,5 +78,5 @@ def test_masks_are_cleaned_up_if_requested(store: Store) -> None:
     images[:, 0, 0] = 100
     Store(store.data, contract.PREPROCESSING, {}).save("images", images, split="train")
     for clean, area in ((False, 17), (True, 16)):
-        segment.write_masks(store, [network(1.0)], 0.35, MaskOptions(False, clean, 4), None)
+        segment.write_masks(store, [network(1.0)], 0.35, MaskOptions(1, clean, 4), None)
         assert store.load("predicted", split="train").sum(axis=(1, 2, 3)).tolist() == [area] * 4

@@ -8,6 +8,8 @@ from typing import Any
 from melanoma.artifacts import contract
 from melanoma.errors import InputError
 from melanoma.inference import pretrained
+from melanoma.inference.ensemble import load
+from melanoma.models import classifier
 from tools import pack_pretrained
 
 import h5py
@@ -35,8 +37,8 @@ def chain(cross_validated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return pipeline.copy(cross_validated, tmp_path / "chain")
 
 
-def pack(network: str, folder: Path) -> None:
-    pack_pretrained.main(pack_pretrained.build_parser().parse_args([network, *places(folder)]))
+def pack(network: str, folder: Path, *flags: str) -> None:
+    pack_pretrained.main(pack_pretrained.build_parser().parse_args([network, *places(folder), *flags]))
 
 
 def description(network: str) -> dict:
@@ -47,7 +49,7 @@ def test_segmentation_network_predicts_the_masks_it_predicted_before_packing(cha
     pack(pretrained.SEGNET, chain)
     before = {split: np.array(reader(chain).load("predicted", split=split)) for split in pipeline.COUNTS}
     reader(chain).path("segnet_weights", member="").unlink()
-    pipeline.run(contract.SEGNET, chain, "--pretrained", "--no-tta")
+    pipeline.run(contract.SEGNET, chain, "--pretrained", "--views", "1")
     for split, masks in before.items():
         assert (masks == reader(chain).load("predicted", split=split)).mean() > 0.99
     with pytest.raises(InputError, match="does not belong to the network"):
@@ -97,7 +99,7 @@ def test_value_outside_the_range_of_float16_is_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "a.h5", "w") as file:
         file["kernel"] = np.full((2, 2), 1e6, np.float32)
     with pytest.raises(InputError, match="kernel has values outside the range of float16"):
-        pack_pretrained.to_float16(tmp_path / "a.h5", tmp_path / "b.h5")
+        pack_pretrained.to_float16([tmp_path / "a.h5"], tmp_path / "b.h5")
 
 
 def test_descriptions_have_data_settings_metrics_machine_and_versions(chain: Path) -> None:
@@ -117,10 +119,66 @@ def test_descriptions_have_data_settings_metrics_machine_and_versions(chain: Pat
     assert str(chain) not in json.dumps([found, description("segnet")])
 
 
-@pytest.mark.parametrize("flag", ["--folds", "--seeds"])
-def test_several_segmentation_networks_are_not_packed(flag: str, chain: Path) -> None:
-    pipeline.segment(chain, flag, "2")
-    with pytest.raises(InputError, match="--folds, --seeds or --limit"):
+def test_mean_of_weight_files_is_packed(tmp_path: Path) -> None:
+    for name, value in (("a", 1.0), ("b", 2.0), ("c", 6.0)):
+        with h5py.File(tmp_path / f"{name}.h5", "w") as file:
+            file["layer/kernel"] = np.full((2, 2), value, np.float32)
+            file["layer/bias"] = np.full(2, -value, np.float32)
+    pack_pretrained.to_float16([tmp_path / f"{name}.h5" for name in "abc"], tmp_path / "mean.h5")
+    with h5py.File(tmp_path / "mean.h5") as file:
+        assert file["layer/kernel"].dtype == np.float16 and (file["layer/kernel"][()] == 3).all()
+        assert file["layer/bias"].dtype == np.float32 and (file["layer/bias"][()] == -3).all()
+
+
+@pytest.mark.parametrize(
+    ("count", "groups"),
+    [
+        (None, [["a"], ["b"], ["c"], ["d"], ["e"]]),
+        (1, [["a", "b", "c", "d", "e"]]),
+        (2, [["a", "b", "c"], ["d", "e"]]),
+        (9, [["a"], ["b"], ["c"], ["d"], ["e"]]),
+    ],
+)
+def test_neighbouring_networks_are_grouped(count: int | None, groups: list[list[str]]) -> None:
+    assert pack_pretrained.grouped(list("abcde"), count) == {group[0]: group for group in groups}
+
+
+def test_classifiers_of_all_folds_are_averaged_into_one(chain: Path) -> None:
+    pack(pretrained.CLASSIFIER, chain, "--networks", "1")
+    (part,) = description("classifier")["parts"]
+    assert list(part["members"]) == ["_fold1"] and part["averaged"] == {"_fold1": ["_fold1", "_fold2"]}
+    assert [path.name for path in pretrained.FOLDER.glob("*.h5")] == [pretrained.weight_file(BACKBONE, "_fold1")]
+    pipeline.run(contract.CLASSIFIER, chain, "--pretrained", "--views", "2")
+    blend, settings = load(reader(chain), contract.PRETRAINED)
+    assert settings["parts"][0]["views"] == 2
+    folds = [
+        load_weights(reader(chain).path("classifier_weights", backbone=BACKBONE, member=f"_fold{fold}"))
+        for fold in (1, 2)
+    ]
+    found = blend.parts[0].classifiers[0].model.get_weights()
+    for value, expected in zip(found, (np.mean(pair, axis=0) for pair in zip(*folds, strict=True)), strict=True):
+        assert value == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+def load_weights(path: Path) -> list[np.ndarray]:
+    model = classifier.build(BACKBONE, pipeline.SIZE, "none").model
+    model.load_weights(path)
+    return model.get_weights()
+
+
+def test_segmentation_networks_of_two_folds_are_packed(chain: Path) -> None:
+    pipeline.segment(chain, "--folds", "2")
+    pack(pretrained.SEGNET, chain)
+    assert list(description("segnet")["sha256"]) == [f"segnet_fold{fold}.weights.h5" for fold in (1, 2)]
+    before = {split: np.array(reader(chain).load("predicted", split=split)) for split in ("val", "test")}
+    pipeline.run(contract.SEGNET, chain, "--pretrained")
+    for split, masks in before.items():
+        assert (masks == reader(chain).load("predicted", split=split)).mean() > 0.99
+
+
+def test_network_of_some_of_the_images_is_not_packed(chain: Path) -> None:
+    pipeline.segment(chain, "--limit", "9")
+    with pytest.raises(InputError, match="--limit"):
         pack(pretrained.SEGNET, chain)
 
 
@@ -206,7 +264,7 @@ def test_images_that_the_pretrained_networks_were_trained_on_are_left_out_of_the
     seen = {split: [name for name in originals(chain, split) if name in trained_on] for split in ("val", "test")}
     assert all(seen.values())
     caplog.set_level("INFO")
-    pipeline.run(contract.SEGNET, chain, "--pretrained", "--no-tta")
+    pipeline.run(contract.SEGNET, chain, "--pretrained", "--views", "1")
     results = segmentation_results(chain)
     assert results["seen"] == seen
     for split, ids in seen.items():
@@ -229,7 +287,7 @@ def test_masks_of_a_split_of_training_images_only_are_predicted_and_not_evaluate
         copied = moved / f"ISIC-2017_Test_v2_{folder}"
         shutil.copytree(source / f"ISIC-2017_Training_{folder}", copied)
     pipeline.preprocess(moved, chain)
-    pipeline.run(contract.SEGNET, chain, "--pretrained", "--no-tta")
+    pipeline.run(contract.SEGNET, chain, "--pretrained", "--views", "1")
     results = segmentation_results(chain)
     assert results["splits"] == {} and len(results["seen"]["test"]) == pipeline.COUNTS["train"]
     assert len(reader(chain).load("predicted", split="test")) == pipeline.COUNTS["train"]

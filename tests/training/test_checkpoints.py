@@ -72,7 +72,7 @@ def store(folder: Path, **settings: Any) -> Store:
 
 
 def test_checkpoint_depends_on_images_and_training_settings(tmp_path: Path) -> None:
-    used = store(tmp_path, seed=0, epochs=3, restart=True, tta=False, inference="keras float32")
+    used = store(tmp_path, seed=0, epochs=3, restart=True, views=1, inference="keras float32")
     used.save("ids", np.array(["a", "b"]), split="train")
     used.save("roi", np.zeros((2, 4, 4, 3), np.uint8), split="train")
     used.save_json("classifier_settings", {}, backbone="toy")

@@ -287,11 +287,11 @@ JAX = {"KERAS_BACKEND": "jax", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # optimis
 TWO_DEVICES = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
 BATCH_SIZE = ("--batch-size", "12")  # divides pipeline.COUNTS: each step is compiled once
 SEGNET = (
-    *(contract.SEGNET, "--network", "unet", "--backbone", pipeline.BACKBONE, "--weights", "none", "--no-tta"),
+    *(contract.SEGNET, "--network", "unet", "--backbone", pipeline.BACKBONE, "--weights", "none", "--views", "1"),
     *("--input-size", "16", "--epochs", "2", *BATCH_SIZE),
 )
 CLASSIFIER = (
-    *(contract.CLASSIFIER, "--backbone", pipeline.BACKBONE, "--weights", "none", "--no-tta"),
+    *(contract.CLASSIFIER, "--backbone", pipeline.BACKBONE, "--weights", "none", "--views", "1"),
     *("--epochs", "2", "--balance", "none", *BATCH_SIZE),
 )
 COMPARABLE = ["make_backends_comparable"]

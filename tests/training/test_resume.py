@@ -15,7 +15,7 @@ from subprocess_runs import PAUSE_BEFORE, PAUSED
 
 pytestmark = pytest.mark.slow
 
-COMMON = ("--backbone", BACKBONE, "--weights", "none", "--no-tta", "--epochs", "2", "--batch-size", "16")
+COMMON = ("--backbone", BACKBONE, "--weights", "none", "--views", "1", "--epochs", "2", "--batch-size", "16")
 FLAGS = {
     contract.SEGNET: ("--network", "unet", "--input-size", "32", "--ema", "0.9", *COMMON),
     contract.CLASSIFIER: COMMON,
