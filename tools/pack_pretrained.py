@@ -1,6 +1,6 @@
 """Packs the networks of the last training run into `pretrained/`, from where `--pretrained` loads them.
 
-    python -m tools.pack_pretrained {segnet,classifier} [--networks N] [--data data] [--graphics graphics]
+    python -m tools.pack_pretrained {segnet,classifier} [--networks N ...] [--data data] [--graphics graphics]
 
 packs the networks of segmentation_02_segnet_train.py, or those of densenet_train.py and evaluate.py. Writes
 pretrained/segnet{member}.weights.h5 or pretrained/classifier_{backbone}{member}.weights.h5, kernels as float16, and
@@ -75,6 +75,17 @@ def processor() -> str:
     return names[0] if names else platform.processor()
 
 
+def per_backbone(networks: Sequence[int], backbones: int) -> list[int | None]:
+    """--networks of each backbone; None: as many as were trained.
+
+    Raises:
+        InputError: there are several numbers, but not one of each backbone.
+    """
+    if len(networks) > 1 and len(networks) != backbones:
+        raise InputError(f"--networks: there are {backbones} backbones: give one number for all, or one of each")
+    return [*networks] if len(networks) > 1 else [networks[0] if networks else None] * backbones
+
+
 def grouped(members: Sequence[str], count: int | None) -> dict[str, list[str]]:
     """Divides the names of networks into `count` groups of neighbours, by the first name of each; None: one each."""
     groups = np.array_split(np.array(members), min(count or len(members), len(members)))
@@ -112,7 +123,7 @@ def describe_data(store: Store, chosen: str) -> str:
     return f"{sources[0]}, --split {settings['split']}{added}{by_validation}"
 
 
-def pack_segnet(store: Store, graphics: Path, networks: int | None) -> None:
+def pack_segnet(store: Store, graphics: Path, networks: Sequence[int]) -> None:
     """Packs the networks of the last training run of the second script, see `grouped`."""
     settings = json.loads(store.check("segnet_settings").read_text(encoding="utf-8"))
     used, path = store.written_with("segnet_settings"), graphics / report.SEGMENTATION_FILE
@@ -122,7 +133,8 @@ def pack_segnet(store: Store, graphics: Path, networks: int | None) -> None:
         raise InputError(f"{path} does not belong to the network in {store.data}: run {contract.SEGNET} again")
     if used["limit"]:
         raise InputError(f"the last training run used --limit: run {contract.SEGNET} without it")
-    members = grouped([one.name for one in list_members(used["folds"], used["seeds"], used["seed"])], networks)
+    (count,) = per_backbone(networks, 1)
+    members = grouped([one.name for one in list_members(used["folds"], used["seeds"], used["seed"])], count)
     by_validation = settings["training"][0]["reason"].endswith("of validation")
     description = {
         "design": settings["design"],
@@ -143,7 +155,7 @@ def pack_segnet(store: Store, graphics: Path, networks: int | None) -> None:
     write(pretrained.SEGNET, weights, description)
 
 
-def pack_classifier(store: Store, graphics: Path, networks: int | None) -> None:
+def pack_classifier(store: Store, graphics: Path, networks: Sequence[int]) -> None:
     """Packs the classifiers that the last run of evaluate.py evaluated, see `grouped`."""
     path = graphics / report.METRICS_FILE
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"systems": {}, "inputs": {}}
@@ -160,8 +172,8 @@ def pack_classifier(store: Store, graphics: Path, networks: int | None) -> None:
             f"{contract.CLASSIFIER} and {contract.EVALUATION} again"
         )
     parts, weights = [], dict[str, list[Path]]()
-    for part in settings["parts"]:
-        name, members = part["weights"], grouped(list(part["members"]), networks)
+    for part, count in zip(settings["parts"], per_backbone(networks, len(settings["parts"])), strict=True):
+        name, members = part["weights"], grouped(list(part["members"]), count)
         used = report.shown(store.written_with("classifier_settings", backbone=name))
         kept = {member: part["members"][member] for member in members}
         parts.append(part | {"members": kept, "averaged": members, "settings": used})
@@ -196,7 +208,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--networks",
         type=flags.positive_int,
-        help="networks of each backbone to write; default: as many as were trained",
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="networks to write, of all backbones or of each; default: as many as were trained",
     )
     parser.add_argument("--data", type=Path, default=Path("data"), help="folder of arrays and weights")
     parser.add_argument("--graphics", type=Path, default=Path("graphics"), help="folder of metrics")

@@ -137,7 +137,7 @@ def load_classifier(store: Store, images: Images, name: str) -> System:
 
 
 def describe_networks(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For the report, of each backbone: number of networks, test-time augmentation, which epochs' weights, and why.
+    """For the report, of each backbone: number of networks, of how many each is the mean, views, kept epochs and why.
 
     Args:
         parts: of the settings of a classifier, see `ensemble.load`.
@@ -151,6 +151,7 @@ def describe_networks(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
             {
                 "backbone": part["backbone"],
                 "count": len(last),
+                "averaged": max(map(len, part.get("averaged", {"": [""]}).values())),
                 "views": part["views"],
                 "epochs": f"weights of epoch {kept} of {trained}, {last[0]['reason']}",
             }

@@ -118,14 +118,16 @@ def test_epochs_were_chosen_on_validation_if_those_of_any_network_were(
 def test_networks_are_described_by_their_backbone_and_last_phase() -> None:
     folds = pipeline.part("a", "lowest loss of validation", _fold1=(9, 12), _fold2=(4, 9), _fold3=(2, 9))
     folds["members"]["_fold1"] = {"head": {"kept_epoch": 1, "reason": "-", "seconds": []}} | folds["members"]["_fold1"]
-    assert scoring.describe_networks([folds, pipeline.part("b", "the last one") | {"views": 8}]) == [
+    averaged = {"views": 8, "averaged": {"_fold1": ["_fold1", "_fold2"]}}
+    assert scoring.describe_networks([folds, pipeline.part("b", "the last one") | averaged]) == [
         {
             "backbone": "a",
             "count": 3,
+            "averaged": 1,
             "views": 1,
             "epochs": "weights of epoch 9, 4, 2 of 9, 12, lowest loss of validation",
         },
-        {"backbone": "b", "count": 1, "views": 8, "epochs": "weights of epoch 2 of 3, the last one"},
+        {"backbone": "b", "count": 1, "averaged": 2, "views": 8, "epochs": "weights of epoch 2 of 3, the last one"},
     ]
 
 

@@ -143,6 +143,13 @@ def test_neighbouring_networks_are_grouped(count: int | None, groups: list[list[
     assert pack_pretrained.grouped(list("abcde"), count) == {group[0]: group for group in groups}
 
 
+def test_number_of_networks_is_of_all_backbones_or_of_each() -> None:
+    found = [pack_pretrained.per_backbone(networks, 3) for networks in ((), (2,), (1, 2, 3))]
+    assert found == [[None, None, None], [2, 2, 2], [1, 2, 3]]
+    with pytest.raises(InputError, match="there are 3 backbones"):
+        pack_pretrained.per_backbone((1, 2), 3)
+
+
 def test_classifiers_of_all_folds_are_averaged_into_one(chain: Path) -> None:
     pack(pretrained.CLASSIFIER, chain, "--networks", "1")
     (part,) = description("classifier")["parts"]
