@@ -50,7 +50,7 @@ BATCH_SIZE = 16
 EMA = 0.0
 # Flags that have no effect with --pretrained and --ensemble.
 OF_TRAINING = (
-    *("backbone", "weights", "scaling", "input_size", "folds", "seeds", "restart", "distribute"),
+    *("weights", "scaling", "input_size", "folds", "seeds", "restart", "distribute"),
     *(field.name for field in fields(recipe.Recipe) if field.name != "batch_size"),
 )
 
@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = flags.base_parser(__doc__)
     flags.training_flags(parser, None, BATCH_SIZE, None, EMA, " in the last phase; default: depends on --train")
-    backbones.add_flags(parser, BACKBONE, "; mobilenet is the baseline")
+    backbones.add_flags(parser, None, f"; mobilenet is the baseline; default: {BACKBONE}")
     parser.add_argument(
         "--input-size",
         type=flags.positive_int,
@@ -77,7 +77,9 @@ def build_parser() -> argparse.ArgumentParser:
     views_flag(parser)
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument(
-        "--pretrained", action="store_true", help="use the networks in pretrained/ instead of training"
+        "--pretrained",
+        action="store_true",
+        help="use the networks in pretrained/ instead of training; with --backbone only those of one backbone",
     )
     instead.add_argument(
         "--ensemble",
@@ -144,7 +146,7 @@ def load_pretrained(arguments: argparse.Namespace, store: Store, roi: str) -> Re
         InputError: they were trained on another region of interest.
     """
     size = store.load("roi", split=store.splits()[0]).shape[1]
-    blend, description = pretrained.load_classifier(size, arguments.views)
+    blend, description = pretrained.load_classifier(size, arguments.views, arguments.backbone)
     if roi != description["roi"]:
         raise InputError(
             f"--pretrained: the networks were trained with --roi {description['roi']}, not {roi}: run {contract.ROI} "
@@ -162,7 +164,7 @@ def load_pretrained(arguments: argparse.Namespace, store: Store, roi: str) -> Re
 
 def combine(arguments: argparse.Namespace, store: Store, roi: str) -> Result:
     """The mean of classifiers trained before."""
-    store.settings |= dict.fromkeys((*OF_TRAINING, "weights_sha256"))
+    store.settings |= dict.fromkeys((*OF_TRAINING, "backbone", "weights_sha256"))
     parts, probabilities = classify.combine(store, arguments.ensemble, arguments.views, arguments.batch_size)
     return contract.ENSEMBLE, {"classes": CLASSES, "roi": roi, "parts": parts}, probabilities
 
@@ -172,16 +174,18 @@ def main(arguments: argparse.Namespace) -> None:
     hardware.check()
     hardware.log_device()
     keras.config.set_dtype_policy(arguments.precision)
+    work = load_pretrained if arguments.pretrained else combine if arguments.ensemble else train
+    arguments.backbone = arguments.backbone or (BACKBONE if work is train else None)
     store = Store(arguments.data, contract.CLASSIFIER, vars(arguments) | {"keras_backend": keras.backend.backend()})
     store.settings["weights_sha256"] = backbones.weights_fingerprint(arguments.weights)
     size = store.load("roi", split=store.splits()[0]).shape[1]
     roi = classify.roi_setting(store)
-    for flag in ("pretrained", "ensemble"):
-        if getattr(arguments, flag):
-            flags.refuse(vars(arguments), build_parser(), OF_TRAINING, f"--{flag} trains nothing")
-    work = load_pretrained if arguments.pretrained else combine if arguments.ensemble else train
-    result = work(arguments, store, roi)
-    if result is None:
+    if work is load_pretrained:
+        flags.refuse(vars(arguments), build_parser(), OF_TRAINING, "--pretrained trains nothing")
+    elif work is combine:
+        idle = () if arguments.views else ("batch_size", "precision")
+        flags.refuse(vars(arguments), build_parser(), ("backbone", *OF_TRAINING, *idle), "--ensemble trains nothing")
+    if (result := work(arguments, store, roi)) is None:
         return
     name, description, probabilities = result
     store.save_json("classifier_settings", description | {"size": size}, backbone=name)

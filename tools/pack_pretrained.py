@@ -5,11 +5,12 @@
 packs the networks of segmentation_02_segnet_train.py, or those of densenet_train.py and evaluate.py. Writes
 pretrained/segnet{member}.weights.h5 or pretrained/classifier_{backbone}{member}.weights.h5, kernels as float16, and
 segnet.json or classifier.json: checksums, what is needed to use the networks, metrics, data, hashes of the ids of the
-training images, settings, machine and versions.
+training images, settings, versions, and the machine that packed them.
 
-With --networks fewer files are written: networks of neighbouring folds are replaced by one with the mean of their
-weights, named after the first of them. That works for networks trained from common weights, e.g. with --pretrain.
-Source: Wortsman et al. 2022, arXiv 2203.05482.
+With --networks fewer files of classifiers are written: networks of neighbouring folds are replaced by one with the
+mean of their weights, named after the first of them. That works for networks trained from common weights, e.g. with
+--pretrain. Source: Wortsman et al. 2022, arXiv 2203.05482. Metrics, calibration and thresholds are those of the
+networks before that.
 """
 
 import argparse
@@ -87,9 +88,17 @@ def per_backbone(networks: Sequence[int], backbones: int) -> list[int | None]:
 
 
 def grouped(members: Sequence[str], count: int | None) -> dict[str, list[str]]:
-    """Divides the names of networks into `count` groups of neighbours, by the first name of each; None: one each."""
-    groups = np.array_split(np.array(members), min(count or len(members), len(members)))
-    return {group[0]: group for group in (part.tolist() for part in groups)}
+    """Divides the names of networks into `count` groups of neighbours, by the first name of each; None: one each.
+
+    Raises:
+        InputError: the groups would not be equal, or would mix seeds, which have no initial weights in common.
+    """
+    if count and (len(members) % count or (count < len(members) and "_seed" in members[0])):
+        raise InputError(
+            f"--networks {count}: {len(members)} networks cannot be averaged in {count} equal groups of one seed each"
+        )
+    size = len(members) // (count or len(members))
+    return {members[first]: list(members[first : first + size]) for first in range(0, len(members), size)}
 
 
 def write(network: str, weights: Mapping[str, Sequence[Path]], description: dict[str, Any]) -> None:
@@ -111,7 +120,7 @@ def write(network: str, weights: Mapping[str, Sequence[Path]], description: dict
         if old.name not in checksums:
             old.unlink()
     machine = f"{processor()}, {joblib.cpu_count()} cores, {platform.system()} {platform.machine()}"
-    write_json(pretrained.FOLDER / f"{network}.json", {"sha256": checksums} | description | {"machine": machine})
+    write_json(pretrained.FOLDER / f"{network}.json", {"sha256": checksums} | description | {"packed_on": machine})
 
 
 def describe_data(store: Store, chosen: str) -> str:
@@ -124,7 +133,7 @@ def describe_data(store: Store, chosen: str) -> str:
 
 
 def pack_segnet(store: Store, graphics: Path, networks: Sequence[int]) -> None:
-    """Packs the networks of the last training run of the second script, see `grouped`."""
+    """Packs the networks of the last training run of the second script."""
     settings = json.loads(store.check("segnet_settings").read_text(encoding="utf-8"))
     used, path = store.written_with("segnet_settings"), graphics / report.SEGMENTATION_FILE
     results = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -133,24 +142,24 @@ def pack_segnet(store: Store, graphics: Path, networks: Sequence[int]) -> None:
         raise InputError(f"{path} does not belong to the network in {store.data}: run {contract.SEGNET} again")
     if used["limit"]:
         raise InputError(f"the last training run used --limit: run {contract.SEGNET} without it")
-    (count,) = per_backbone(networks, 1)
-    members = grouped([one.name for one in list_members(used["folds"], used["seeds"], used["seed"])], count)
+    if networks:
+        raise InputError("--networks is for classifiers: leave it out")
     by_validation = settings["training"][0]["reason"].endswith("of validation")
     description = {
         "design": settings["design"],
         "threshold": settings["threshold"],
         "views": settings["views"],
-        "members": members,
-        "metrics_before_float16": results["splits"],
+        "metrics_before_packing": results["splits"],
         "data": describe_data(store, "epoch and threshold" if by_validation else "threshold"),
-        "training_ids": pretrained.hash_training_ids(store),
+        "training_ids": pretrained.hash_training_ids(store, extra=False)
+        + pretrained.hash_training_ids(store, extra=True),
         "training": settings["training"],
         "settings": {name: Path(value).name if name in PATHS else value for name, value in used.items()},
         "versions": results["versions"],
     }
     weights = {
-        f"{pretrained.SEGNET}{first}.weights.h5": [store.check("segnet_weights", member=one) for one in group]
-        for first, group in members.items()
+        f"{pretrained.SEGNET}{member.name}.weights.h5": [store.check("segnet_weights", member=member.name)]
+        for member in list_members(used["folds"], used.get("seeds", 1), used["seed"])
     }
     write(pretrained.SEGNET, weights, description)
 
@@ -175,8 +184,15 @@ def pack_classifier(store: Store, graphics: Path, networks: Sequence[int]) -> No
     for part, count in zip(settings["parts"], per_backbone(networks, len(settings["parts"])), strict=True):
         name, members = part["weights"], grouped(list(part["members"]), count)
         used = report.shown(store.written_with("classifier_settings", backbone=name))
-        kept = {member: part["members"][member] for member in members}
-        parts.append(part | {"members": kept, "averaged": members, "settings": used})
+        parts.append(
+            part
+            | {
+                "members": {first: part["members"][first] for first in members},
+                "averaged": {first: {one: part["members"][one] for one in group} for first, group in members.items()},
+                "extra": bool(used.get("pretrain") or used.get("extra_weight", 1.0)),
+                "settings": used,
+            }
+        )
         weights |= {
             pretrained.weight_file(part["backbone"], first): [
                 store.check("classifier_weights", backbone=name, member=one) for one in group
@@ -186,12 +202,13 @@ def pack_classifier(store: Store, graphics: Path, networks: Sequence[int]) -> No
     description = settings | {
         "parts": parts,
         "thresholds": system["thresholds"],
-        "metrics_before_float16": {
+        "metrics_before_packing": {
             split: {name: scores[name] for name in ("n", "metrics", "intervals")}
             for split, scores in system["splits"].items()
         },
         "data": describe_data(store, "epochs" if system["epochs_chosen_on"] else ""),
-        "training_ids": pretrained.hash_training_ids(store),
+        "training_ids": pretrained.hash_training_ids(store, extra=False),
+        "extra_training_ids": pretrained.hash_training_ids(store, extra=True),
         "settings": report.made_with(results, backbone),
         "versions": results["versions"],
     }

@@ -144,14 +144,15 @@ def describe_networks(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
     """
     described = []
     for part in parts:
-        last = [list(phases.values())[-1] for phases in part["members"].values()]
+        groups = part.get("averaged", {name: {name: phases} for name, phases in part["members"].items()})
+        last = [list(phases.values())[-1] for group in groups.values() for phases in group.values()]
         kept = ", ".join(str(phase["kept_epoch"]) for phase in last)
         trained = ", ".join(map(str, sorted({len(phase["seconds"]) for phase in last})))
         described.append(
             {
                 "backbone": part["backbone"],
-                "count": len(last),
-                "averaged": max(map(len, part.get("averaged", {"": [""]}).values())),
+                "count": len(groups),
+                "averaged": len(last) // len(groups),
                 "views": part["views"],
                 "epochs": f"weights of epoch {kept} of {trained}, {last[0]['reason']}",
             }
@@ -306,7 +307,7 @@ def caveat(split: str, system: Mapping[str, Any]) -> str:
     """
     chosen = ["epochs"] if split == system["epochs_chosen_on"] else []
     if split == system["chosen_on"]:
-        chosen += ["thresholds"] if system["submitted"] else ["calibration", "thresholds"]
+        chosen += ["calibration", "thresholds"] if system["calibrated"] else ["thresholds"]
     listed = " and ".join(filter(None, [", ".join(chosen[:-1]), *chosen[-1:]]))
     return f"Biased upwards: {listed} were chosen on these images." if chosen else ""
 
@@ -324,13 +325,15 @@ def evaluate_system(system: System, images: Images, metadata: pd.DataFrame | Non
         seed: seed of the bootstrap.
 
     Returns:
-        {"submitted": ..., "inputs": manifest keys, "thresholds": ..., "chosen_on": ..., "epochs_chosen_on": ...,
+        {"submitted": ..., "calibrated": whether with the images of `chosen_on`, "inputs": manifest keys,
+        "thresholds": ..., "chosen_on": ..., "epochs_chosen_on": ...,
         "networks": result of `describe_networks`,
         "splits": {split: result of `score`}, "subgroups": {split: {group: result of `score_subgroup`}}}.
     """
     splits = [split for split in system.probabilities if split in images.labels]
     result: dict[str, Any] = {
         "submitted": system.submitted,
+        "calibrated": not system.submitted and system.name != contract.PRETRAINED,
         "inputs": list(system.store.provenance()["inputs"]) if system.store else [],
         "thresholds": system.thresholds,
         "chosen_on": system.chosen_on,

@@ -76,15 +76,14 @@ def combine(
     """
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise InputError(f"--ensemble names {', '.join(twice)} twice: name each classifier once")
-    parts, found = [], []
-    for name in names:
-        part, probabilities = saved_part(store, name)
-        if views:
-            part, probabilities = predict_again(store, name, views, batch_size)
-        parts.append(part)
-        found.append(probabilities)
+    results = [saved_part(store, name) for name in names]  # before hours of prediction, so that none is missing then
+    if views:
+        results = [
+            predict_again(store, name, part, views, batch_size) for name, (part, _) in zip(names, results, strict=True)
+        ]
+    parts, found = zip(*results, strict=True)
     common = [split for split in store.splits() if all(split in one for one in found)]
-    return parts, {split: np.mean([one[split] for one in found], axis=0) for split in common}
+    return list(parts), {split: np.mean([one[split] for one in found], axis=0) for split in common}
 
 
 def saved_part(store: Store, name: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -102,23 +101,31 @@ def saved_part(store: Store, name: str) -> tuple[dict[str, Any], dict[str, np.nd
     return settings["parts"][0], probabilities
 
 
-def predict_again(store: Store, name: str, views: int, batch_size: int) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def predict_again(
+    store: Store, name: str, part: dict[str, Any], views: int, batch_size: int
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """As `saved_part`, with another number of views and the calibration fitted to them.
+
+    Args:
+        store: data folder.
+        name: of the classifier.
+        part: from `saved_part`.
+        views: see `predict.mean_output`.
+        batch_size: images per network call.
 
     Raises:
         InputError: the classifier was trained on part of the images, or only part of them is to be predicted.
-        StageError: the classifier is missing or stale.
     """
     used = store.written_with("classifier_settings", backbone=name)
     if used["limit"] or store.limit:
         raise InputError("--views with --ensemble predicts all images again: leave out --limit, in training too")
-    blend, settings = ensemble.load(store, name)
+    blend, _ = ensemble.load(store, name)
     members = list_members(used["folds"], used["seeds"], used["seed"])
     out_of_fold = out_of_fold_mask(members, load_folds(store, used["folds"], used["seed"]))
     networks = replace(blend.parts[0], views=views)
     raw = predict_splits(store, networks, batch_size, out_of_fold)
     networks = replace(networks, calibration=calibrate(store, raw))
-    part = settings["parts"][0] | {"views": views, "calibration": asdict(networks.calibration)}
+    part = part | {"views": views, "calibration": asdict(networks.calibration)}
     return part, {split: networks.combine(values) for split, values in raw.items()}
 
 

@@ -44,9 +44,10 @@ def hash_id(image_id: str) -> str:
     return hashlib.sha256(normalised.encode(errors="surrogateescape")).hexdigest()[:HASH_DIGITS]
 
 
-def hash_training_ids(store: Store) -> list[str]:
-    """Sorted hashes of the ids of train, augmented copies not counted."""
-    return sorted(hash_id(image_id) for image_id in original_ids(store, "train"))
+def hash_training_ids(store: Store, extra: bool) -> list[str]:
+    """Sorted hashes of the ids of train, of --source or of --extra, augmented copies not counted."""
+    ids, source, origin = (store.load(name, split="train") for name in ("ids", "source", "origin"))
+    return sorted(hash_id(image_id) for image_id in ids[are_original(source) & ((origin > 0) == extra)].tolist())
 
 
 def original_ids(store: Store, split: str) -> list[str]:
@@ -110,19 +111,30 @@ def load_segnet(size: int) -> tuple[list[keras.Model], dict[str, Any]]:
     return models, settings
 
 
-def load_classifier(size: int, views: int | None = None) -> tuple[Blend, dict[str, Any]]:
+def load_classifier(size: int, views: int | None = None, backbone: str | None = None) -> tuple[Blend, dict[str, Any]]:
     """The classifiers for images of `size` pixels a side, and their description.
+
+    It has no thresholds if other views or fewer networks are used than they were chosen for.
 
     Args:
         size: side of the images in pixels.
         views: of each image whose mean is taken, see `predict.mean_output`; None: as described.
+        backbone: whose networks alone are used; None: all.
 
     Raises:
-        InputError: see `read`.
+        InputError: there are none of this backbone, or see `read`.
     """
     settings, weights = read(CLASSIFIER)
-    for part in settings["parts"]:
-        part["views"] = views or part["views"]
+    described = settings["parts"]
+    used = [part for part in described if backbone in (None, part["backbone"])]
+    if not used:
+        present = ", ".join(part["backbone"] for part in described)
+        raise InputError(f"--pretrained: there are no networks of {backbone}, but of {present}")
+    settings["parts"] = [part | {"views": views or part["views"]} for part in used]
+    if settings["parts"] != described:
+        settings["thresholds"] = {}
+    extra = settings.pop("extra_training_ids")
+    settings["training_ids"] += extra if any(part["extra"] for part in used) else []
     by_name = {path.name: path for path in weights}
     parts = [
         restore(part, size, [by_name[weight_file(part["backbone"], member)] for member in part["members"]])

@@ -223,7 +223,7 @@ def weights_fingerprint(weights: str) -> str:
     return sha256(Path(weights)) if Path(weights).is_file() else weights
 
 
-def add_flags(parser: argparse.ArgumentParser, backbone: str, note: str = "") -> None:
+def add_flags(parser: argparse.ArgumentParser, backbone: str | None, note: str = "") -> None:
     """Adds --backbone, --weights and --scaling to a parser.
 
     Args:

@@ -7,12 +7,13 @@ from typing import Any
 
 from melanoma.artifacts import contract
 from melanoma.classes import SPLITS
-from melanoma.dataset.splits import base_rows
+from melanoma.dataset.splits import base_rows, load_folds
 from melanoma.errors import InputError
 from melanoma.evaluation import occlusion, report, scoring
 from melanoma.inference import calibration, pretrained
 from melanoma.inference.calibration import Calibration
 from melanoma.inference.ensemble import load
+from melanoma.inference.predict import mean_output
 from melanoma.metrics import classification
 from tools import pack_pretrained
 
@@ -116,6 +117,25 @@ def test_networks_of_the_ensemble_give_its_probabilities(combined: Path) -> None
     assert [part.members for part in blend.parts] == [["_fold1", "_fold2"], ["_fold1", "_fold2", "_fold3"]]
     found, _ = blend.probabilities(reader(combined).load("roi", split="test"), 16, "test")
     assert found == pytest.approx(probabilities(combined, contract.ENSEMBLE, "test"), abs=1e-4)
+
+
+def test_ensemble_with_other_views_is_predicted_and_calibrated_again(
+    own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted = Calibration(0.3)
+    monkeypatch.setattr(calibration, "fit", lambda *_: fitted)
+    combine(own, "--views", "2")
+    blend, settings = load(reader(own), contract.ENSEMBLE)
+    assert [(part["views"], part["calibration"]["temperature"]) for part in settings["parts"]] == [(2, 0.3)] * 2
+    found, _ = blend.probabilities(reader(own).load("roi", split="test"), 16, "test")
+    assert found == pytest.approx(probabilities(own, contract.ENSEMBLE, "test"), abs=1e-4)
+    rows = base_rows(reader(own), "train")
+    images, expected = reader(own).load("roi", split="train"), []
+    for part in blend.parts:  # of each image the network that was trained without it
+        fold_of_row = load_folds(reader(own), len(part.classifiers), 0)[rows]
+        each = np.stack([fitted.apply(mean_output([one.model], images[rows], 2)) for one in part.classifiers])
+        expected.append(each[fold_of_row, np.arange(len(rows))])
+    assert probabilities(own, contract.ENSEMBLE, "train") == pytest.approx(np.mean(expected, axis=0), abs=1e-4)
 
 
 def test_limit_takes_the_first_images(own: Path) -> None:
@@ -227,6 +247,8 @@ def systems(folder: Path) -> list[scoring.System]:
         ),
         ((*ENSEMBLE, "--keep", "best", "--views", "1"), 2, "leave out --keep"),
         ((*ENSEMBLE, "--views", "2", "--limit", "9"), 2, "leave out --limit"),
+        ((*ENSEMBLE, "--batch-size", "2", "--restart"), 2, "leave out --restart, --batch-size"),
+        (("--ensemble", BACKBONE, "mobilenet", "--views", "2"), 3, r"mobilenet\.json is missing"),
     ],
 )
 def test_ensemble_that_cannot_be_made_is_refused_and_nothing_changes(
@@ -284,9 +306,26 @@ def test_packed_ensemble_gives_the_probabilities_it_gave_before(own: Path, packe
     assert [one["backbone"] for one in system["networks"]] == [BACKBONE, OTHER] and "occlusion" in system
 
 
+def test_pretrained_networks_of_one_backbone_can_be_used_alone(own: Path, packed: dict[str, Any]) -> None:
+    pipeline.run(contract.CLASSIFIER, own, "--pretrained", "--backbone", OTHER)
+    expected, found = (probabilities(own, name, "test") for name in (OTHER, contract.PRETRAINED))
+    assert found == pytest.approx(expected, abs=5e-3)
+    settings = json.loads(reader(own).path("classifier_settings", backbone=contract.PRETRAINED).read_text())
+    assert [part["backbone"] for part in settings["parts"]] == [OTHER]
+    assert packed["thresholds"] and settings["thresholds"] == {}
+    pipeline.run(contract.EVALUATION, own, "--backbone", contract.PRETRAINED)
+    (system,) = results(own)["systems"].values()
+    assert system["chosen_on"] == "val" and system["thresholds"]
+    page, card = texts(own)
+    assert "The calibration was\nchosen by cross-validation" in card
+    assert "calibration and thresholds were chosen" not in page
+    with pytest.raises(InputError, match=f"no networks of mobilenet, but of {BACKBONE}, {OTHER}"):
+        pipeline.run(contract.CLASSIFIER, own, "--pretrained", "--backbone", "mobilenet")
+
+
 def test_description_of_the_packed_ensemble_says_how_each_classifier_was_trained(packed: dict[str, Any]) -> None:
     used = [part["settings"] for part in packed["parts"]]
     assert [(one["backbone"], one["folds"], one["keep"]) for one in used] == [(BACKBONE, 2, "last"), (OTHER, 3, "best")]
     assert packed["settings"][contract.CLASSIFIER]["ensemble"] == [BACKBONE, OTHER]
     assert packed["data"].endswith("; epochs chosen on validation")
-    assert packed["metrics_before_float16"]["train"]["n"] == COUNTS["train"]
+    assert packed["metrics_before_packing"]["train"]["n"] == COUNTS["train"]

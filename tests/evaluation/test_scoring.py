@@ -71,7 +71,7 @@ def test_threshold_is_the_challenges_where_no_labels_choose_one() -> None:
 def test_caveat_names_what_was_chosen_on_the_same_images(
     split: str, chosen_on: str | None, epochs_chosen_on: str | None, submitted: bool, expected: str
 ) -> None:
-    system = {"chosen_on": chosen_on, "epochs_chosen_on": epochs_chosen_on, "submitted": submitted}
+    system = {"chosen_on": chosen_on, "epochs_chosen_on": epochs_chosen_on, "calibrated": not submitted}
     found = scoring.caveat(split, system)
     assert found == (f"Biased upwards: {expected} chosen on these images." if expected else "")
 
@@ -118,7 +118,11 @@ def test_epochs_were_chosen_on_validation_if_those_of_any_network_were(
 def test_networks_are_described_by_their_backbone_and_last_phase() -> None:
     folds = pipeline.part("a", "lowest loss of validation", _fold1=(9, 12), _fold2=(4, 9), _fold3=(2, 9))
     folds["members"]["_fold1"] = {"head": {"kept_epoch": 1, "reason": "-", "seconds": []}} | folds["members"]["_fold1"]
-    averaged = {"views": 8, "averaged": {"_fold1": ["_fold1", "_fold2"]}}
+    other = {"full": {"kept_epoch": 3, "reason": "the last one", "seconds": [1.0] * 3}}
+    averaged = {
+        "views": 8,
+        "averaged": {"_fold1": {"_fold1": pipeline.part("b", "the last one")["members"][""], "_fold2": other}},
+    }
     assert scoring.describe_networks([folds, pipeline.part("b", "the last one") | averaged]) == [
         {
             "backbone": "a",
@@ -127,7 +131,7 @@ def test_networks_are_described_by_their_backbone_and_last_phase() -> None:
             "views": 1,
             "epochs": "weights of epoch 9, 4, 2 of 9, 12, lowest loss of validation",
         },
-        {"backbone": "b", "count": 1, "averaged": 2, "views": 8, "epochs": "weights of epoch 2 of 3, the last one"},
+        {"backbone": "b", "count": 1, "averaged": 2, "views": 8, "epochs": "weights of epoch 2, 3 of 3, the last one"},
     ]
 
 

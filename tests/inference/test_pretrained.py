@@ -33,7 +33,10 @@ def pack(folder: Path, network: str, models: dict[str, keras.Model], description
     """Writes weights, by the name of the file, and the description of a network."""
     for name, model in models.items():
         model.save_weights(folder / name)
-    text = json.dumps({"training_ids": [], "sha256": {name: sha256(folder / name) for name in models}} | description)
+    text = json.dumps(
+        {"training_ids": [], "extra_training_ids": [], "sha256": {name: sha256(folder / name) for name in models}}
+        | description
+    )
     (folder / f"{network}.json").write_text(text, encoding="utf-8")
 
 
@@ -91,7 +94,7 @@ def test_changed_weights_are_refused(folder: Path) -> None:
         pretrained.load_segnet(SIZE)
 
 
-@pytest.mark.parametrize(("network", "files"), [(pretrained.SEGNET, 1), (pretrained.CLASSIFIER, 4)])
+@pytest.mark.parametrize(("network", "files"), [(pretrained.SEGNET, 1), (pretrained.CLASSIFIER, 5)])
 def test_files_of_the_repository_match_their_checksums(network: str, files: int) -> None:
     description, weights = pretrained.read(network)
     assert len(weights) == files
@@ -122,11 +125,12 @@ def test_other_ids_have_other_hashes() -> None:
     assert len({pretrained.hash_id(name) for name in names}) == len(names)
 
 
-@pytest.mark.parametrize("network", [pretrained.SEGNET, pretrained.CLASSIFIER])
-def test_networks_of_the_repository_list_the_images_they_were_trained_on(network: str) -> None:
+@pytest.mark.parametrize(("network", "ham10000"), [(pretrained.SEGNET, 0), (pretrained.CLASSIFIER, 5109)])
+def test_networks_of_the_repository_list_the_images_they_were_trained_on(network: str, ham10000: int) -> None:
     description, _ = pretrained.read(network)
-    hashes = description["training_ids"]
+    hashes, extra = description["training_ids"], description.get("extra_training_ids", [])
     assert hashes == sorted(set(hashes)) and len(hashes) == 1976  # 2000 official ones without 24 duplicates
+    assert len(extra) == ham10000 and not set(hashes) & set(extra)
     assert pretrained.hash_id("ISIC_0000000") in hashes  # of the official train split
     assert pretrained.hash_id("ISIC_0001769") not in hashes  # of validation
     assert not {pretrained.hash_id(image_id) for image_id in challenge_2017.KNOWN_DUPLICATES} & set(hashes)
@@ -150,7 +154,9 @@ def test_images_that_were_trained_on_are_found_in_every_split_but_train(
         store.save("ids", np.array(ids), split=split)
         store.save("source", np.arange(len(ids)), split=split)
     caplog.set_level("INFO")
-    assert pretrained.find_seen(store, pretrained.hash_training_ids(store)) == {"val": ["B", "a_downsampled"]}
+    assert pretrained.find_seen(store, pretrained.hash_training_ids(store, extra=False)) == {
+        "val": ["B", "a_downsampled"]
+    }
     (line,) = caplog.messages
     assert line.startswith("2 of 3 images of validation were used to train the pretrained networks")
 
@@ -159,4 +165,4 @@ def test_augmented_copies_are_no_training_images_of_their_own(tmp_path: Path) ->
     store = Store(tmp_path, contract.PREPROCESSING, {})
     store.save("ids", np.array(["b", "a", "a"]), split="train")
     store.save("source", np.array([0, 1, 1]), split="train")
-    assert pretrained.hash_training_ids(store) == sorted(map(pretrained.hash_id, "ab"))
+    assert pretrained.hash_training_ids(store, extra=False) == sorted(map(pretrained.hash_id, "ab"))

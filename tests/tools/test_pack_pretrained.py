@@ -105,12 +105,12 @@ def test_value_outside_the_range_of_float16_is_refused(tmp_path: Path) -> None:
 def test_descriptions_have_data_settings_metrics_machine_and_versions(chain: Path) -> None:
     pack(pretrained.SEGNET, chain)
     pack(pretrained.CLASSIFIER, chain)
-    shared = {"sha256", "data", "training_ids", "settings", "metrics_before_float16", "machine", "versions"}
+    shared = {"sha256", "data", "training_ids", "settings", "metrics_before_packing", "packed_on", "versions"}
     assert description("segnet").keys() >= shared | {"design", "threshold"}
     found = description("classifier")
     assert found.keys() >= shared | {"parts", "thresholds"}
     assert found["roi"] == "crop" and [part["backbone"] for part in found["parts"]] == [BACKBONE]
-    assert found["metrics_before_float16"]["train"]["n"] == pipeline.COUNTS["train"]
+    assert found["metrics_before_packing"]["train"]["n"] == pipeline.COUNTS["train"]
     assert found["settings"][contract.CLASSIFIER]["folds"] == 2
     hashes = sorted(map(pretrained.hash_id, originals(chain, "train")))
     assert found["training_ids"] == description("segnet")["training_ids"] == hashes
@@ -133,14 +133,22 @@ def test_mean_of_weight_files_is_packed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("count", "groups"),
     [
-        (None, [["a"], ["b"], ["c"], ["d"], ["e"]]),
-        (1, [["a", "b", "c", "d", "e"]]),
-        (2, [["a", "b", "c"], ["d", "e"]]),
-        (9, [["a"], ["b"], ["c"], ["d"], ["e"]]),
+        (None, [["a"], ["b"], ["c"], ["d"]]),
+        (1, [["a", "b", "c", "d"]]),
+        (2, [["a", "b"], ["c", "d"]]),
+        (4, [["a"], ["b"], ["c"], ["d"]]),
     ],
 )
 def test_neighbouring_networks_are_grouped(count: int | None, groups: list[list[str]]) -> None:
-    assert pack_pretrained.grouped(list("abcde"), count) == {group[0]: group for group in groups}
+    assert pack_pretrained.grouped(list("abcd"), count) == {group[0]: group for group in groups}
+
+
+@pytest.mark.parametrize(("members", "count"), [("abcd", 3), ("abcd", 5), (["_fold1_seed0", "_fold1_seed1"], 1)])
+def test_networks_that_cannot_be_averaged_in_equal_groups_of_one_seed_are_refused(
+    members: list[str], count: int
+) -> None:
+    with pytest.raises(InputError, match=f"--networks {count}"):
+        pack_pretrained.grouped(list(members), count)
 
 
 def test_number_of_networks_is_of_all_backbones_or_of_each() -> None:
@@ -153,7 +161,9 @@ def test_number_of_networks_is_of_all_backbones_or_of_each() -> None:
 def test_classifiers_of_all_folds_are_averaged_into_one(chain: Path) -> None:
     pack(pretrained.CLASSIFIER, chain, "--networks", "1")
     (part,) = description("classifier")["parts"]
-    assert list(part["members"]) == ["_fold1"] and part["averaged"] == {"_fold1": ["_fold1", "_fold2"]}
+    assert list(part["members"]) == ["_fold1"] and {
+        first: list(notes) for first, notes in part["averaged"].items()
+    } == {"_fold1": ["_fold1", "_fold2"]}
     assert [path.name for path in pretrained.FOLDER.glob("*.h5")] == [pretrained.weight_file(BACKBONE, "_fold1")]
     pipeline.run(contract.CLASSIFIER, chain, "--pretrained", "--views", "2")
     blend, settings = load(reader(chain), contract.PRETRAINED)
@@ -181,6 +191,11 @@ def test_segmentation_networks_of_two_folds_are_packed(chain: Path) -> None:
     pipeline.run(contract.SEGNET, chain, "--pretrained")
     for split, masks in before.items():
         assert (masks == reader(chain).load("predicted", split=split)).mean() > 0.99
+
+
+def test_segmentation_networks_are_not_averaged(chain: Path) -> None:
+    with pytest.raises(InputError, match="for classifiers"):
+        pack(pretrained.SEGNET, chain, "--networks", "1")
 
 
 def test_network_of_some_of_the_images_is_not_packed(chain: Path) -> None:
@@ -228,7 +243,7 @@ def test_damaged_network_is_refused_and_the_arrays_stay(
     ("script", "flags", "useless"),
     [
         (contract.SEGNET, ("--network", "segnet", "--epochs", "3"), "--network, --epochs"),
-        (contract.CLASSIFIER, ("--backbone", "mobilenet", "--folds", "3"), "--backbone, --folds"),
+        (contract.CLASSIFIER, ("--input-size", "32", "--folds", "3"), "--input-size, --folds"),
     ],
 )
 def test_flags_of_training_are_refused_with_pretrained(
