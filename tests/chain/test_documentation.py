@@ -24,7 +24,7 @@ OTHERS = tuple(f"graphics/predictions_{split}_" for split in SPLITS)  # of class
 PRETRAINING = f"graphics/{pipeline.BACKBONE}_pretrain"
 # Written in certain cases only.
 OPTIONAL = ("graphics/occlusion", "graphics/gradcam", "graphics/comparison", PRETRAINING, *OTHERS)
-FOREIGN_FLAGS = {"--images", "--kills"}  # of the benchmarks
+FOREIGN_FLAGS = {"--images", "--kills", "--networks"}  # of the benchmarks and tools
 EXAMPLE = {"split": SPLITS, "backbone": (pipeline.BACKBONE,), "member": ("",)}
 
 

@@ -153,6 +153,7 @@ def test_images_that_were_trained_on_are_found_in_every_split_but_train(
     for split, ids in {"train": ["a", "b"], "val": ["B", "c", "a_downsampled"], "test": ["d"]}.items():
         store.save("ids", np.array(ids), split=split)
         store.save("source", np.arange(len(ids)), split=split)
+        store.save("origin", np.zeros(len(ids), int), split=split)
     caplog.set_level("INFO")
     assert pretrained.find_seen(store, pretrained.hash_training_ids(store, extra=False)) == {
         "val": ["B", "a_downsampled"]
@@ -165,4 +166,5 @@ def test_augmented_copies_are_no_training_images_of_their_own(tmp_path: Path) ->
     store = Store(tmp_path, contract.PREPROCESSING, {})
     store.save("ids", np.array(["b", "a", "a"]), split="train")
     store.save("source", np.array([0, 1, 1]), split="train")
+    store.save("origin", np.zeros(3, int), split="train")
     assert pretrained.hash_training_ids(store, extra=False) == sorted(map(pretrained.hash_id, "ab"))
