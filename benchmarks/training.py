@@ -59,16 +59,8 @@ TRAINED = [(KERAS, network, precision) for network in (SEGNET, DENSENET) for pre
 TRAINED += [(library, DENSENET, precision) for library, precision in TORCH_VARIANTS]
 PREDICTED = [(KERAS, FLOAT32), (OPENVINO, FLOAT32), (OPENVINO, BFLOAT16), *TORCH_VARIANTS]
 HEAD = (
-    "--train",
-    "head",
-    "--weights",
-    "none",
-    "--batch-size",
-    "256",
-    "--precision",
-    POLICIES[BFLOAT16],
-    "--views",
-    "1",
+    *("--train", "head", "--weights", "none", "--batch-size", "256"),
+    *("--precision", POLICIES[BFLOAT16], "--views", "1"),
 )
 
 Method = tuple[str, ...]  # what is measured, library, and network and precision or a data folder

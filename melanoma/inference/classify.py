@@ -78,9 +78,11 @@ def combine(
         raise InputError(f"--ensemble names {', '.join(twice)} twice: name each classifier once")
     results = [saved_part(store, name) for name in names]  # before hours of prediction, so that none is missing then
     if views:
-        results = [
-            predict_again(store, name, part, views, batch_size) for name, (part, _) in zip(names, results, strict=True)
-        ]
+        engines = []
+        for place, name in enumerate(names):
+            results[place] = predict_again(store, name, results[place][0], views, batch_size)
+            engines.append(store.settings["inference"])
+        store.settings["inference"] = ", ".join(sorted(set(engines)))
     parts, found = zip(*results, strict=True)
     common = [split for split in store.splits() if all(split in one for one in found)]
     return list(parts), {split: np.mean([one[split] for one in found], axis=0) for split in common}

@@ -133,8 +133,8 @@ def load_classifier(size: int, views: int | None = None, backbone: str | None = 
     settings["parts"] = [part | {"views": views or part["views"]} for part in used]
     if settings["parts"] != described:
         settings["thresholds"] = {}
-    extra = settings.pop("extra_training_ids", [])
-    settings["training_ids"] += extra if any(part.get("extra", True) for part in used) else []
+    extra = settings.pop("extra_training_ids")
+    settings["training_ids"] += extra if any(part["extra"] for part in used) else []
     by_name = {path.name: path for path in weights}
     parts = [
         restore(part, size, [by_name[weight_file(part["backbone"], member)] for member in part["members"]])

@@ -65,7 +65,7 @@ def test_classifiers_are_restored_for_images_of_another_size(folder: Path) -> No
         pretrained.weight_file(backbone, member): classifier.build(backbone, SIZE, backbones.NONE, None, 8).model
         for backbone, member in ((OTHER, ""), (BACKBONE, "_fold1"), (BACKBONE, "_fold2"))
     }
-    design: dict[str, Any] = {"scaling": None, "input_size": 8, "views": 1, "calibration": {}}
+    design: dict[str, Any] = {"scaling": None, "input_size": 8, "views": 1, "calibration": {}, "extra": False}
     parts = [
         design | {"backbone": OTHER, "members": {"": {}}},
         design | {"backbone": BACKBONE, "members": {"_fold1": {}, "_fold2": {}}},
