@@ -162,7 +162,7 @@ def main(arguments: argparse.Namespace) -> None:
     report |= {"views": views, "clean": arguments.clean, "threshold": arguments.threshold or report["threshold"]}
     if not arguments.pretrained:
         store.save_json("segnet_settings", report)
-    segment.write_masks(store, models, report["threshold"], options, out_of_fold)
+    segment.write_masks(store, segment.Segmenter(models, report["threshold"], options), out_of_fold)
     scores = evaluation.evaluate(
         store, out_of_fold is not None, report.get("seen", {}), arguments.graphics, arguments.seed
     )

@@ -13,7 +13,10 @@ log = logging.getLogger("melanoma")
 
 
 def progress(items: Iterable[T], label: str, total: int) -> Iterator[T]:
-    """Yields the items; shows a bar on a terminal, else logs a line after every tenth of the total."""
+    """Yields the items; shows a bar on a terminal, else logs a line after every tenth; label "": shows nothing."""
+    if not label:
+        yield from items
+        return
     if sys.stderr.isatty():
         yield from tqdm(items, desc=label, total=total)
         return

@@ -9,13 +9,12 @@ from melanoma.artifacts.store import Store
 from melanoma.classes import CLASSES
 from melanoma.cli import hardware
 from melanoma.dataset.roi import region_of_interest
-from melanoma.errors import InputError
 from melanoma.evaluation import figures, plots, scoring
+from melanoma.inference import gradcam
 from melanoma.inference.ensemble import Blend, load
 from melanoma.log import log
 from melanoma.models.classifier import Classifier
 
-import keras
 import numpy as np
 from scipy import ndimage
 
@@ -74,38 +73,6 @@ def occluded_rois(store: Store, split: str, variant: str, roi: str) -> Iterator[
         yield np.stack([region_of_interest(occlude(image, mask, variant), mask, roi, side)[0] for image, mask in pairs])
 
 
-def class_activation(network: Classifier, images: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Grad-CAM: which parts of an image raise the probability of a class.
-
-    The head sees the mean of each feature map, so the gradient of a class is the same at every position and needs no
-    automatic differentiation, which would differ between Keras backends.
-
-    Args:
-        network: the classifier.
-        images: uint8 (N, S, S, 3), as the classifier sees them.
-        classes: int (N,), the class to explain in each image.
-
-    Returns:
-        float32 (N, H, W), scaled to [0, 1] in each image; all 0 if nothing raises the probability.
-
-    Raises:
-        InputError: the backbone does not end in average pooling.
-
-    Source: Selvaraju et al. 2017, arXiv 1610.02391.
-    """
-    backbone = network.backbone
-    if not isinstance(backbone.layers[-1], keras.layers.GlobalAveragePooling2D):
-        raise InputError(f"--occlusion: no Grad-CAM of {network.name}, because it does not end in average pooling")
-    feature_maps = keras.Model(backbone.input, backbone.layers[-1].input)  # before the pooling
-    preprocessed = network.preprocess(keras.ops.cast(images, "float32"))
-    features = np.asarray(feature_maps.predict_on_batch(preprocessed))
-    (dense, bias), (weights, _) = (network.head.get_layer(name).get_weights() for name in ("dense", "classes"))
-    active = features.mean(axis=(1, 2)) @ dense + bias > 0
-    gradient = (active * weights[:, classes].T) @ dense.T
-    activation = np.maximum(np.einsum("nhwc,nc->nhw", features, gradient), 0)
-    return activation / np.maximum(activation.max(axis=(1, 2), keepdims=True), 1e-12)
-
-
 def notable_cases(labels: np.ndarray, probabilities: np.ndarray, count: int) -> dict[str, np.ndarray]:
     """Rows of the most confident correct and wrong and of the least confident predictions, `count` of each.
 
@@ -126,7 +93,7 @@ def notable_cases(labels: np.ndarray, probabilities: np.ndarray, count: int) -> 
 def gradcam_tiles(network: Classifier, predicted: Predicted, kind: str, rows: np.ndarray) -> list[plots.Tile]:
     """Images with the Grad-CAM of their predicted class; titles give kind, truth and prediction."""
     classes = predicted.probabilities.argmax(axis=1)
-    heatmaps = class_activation(network, predicted.images[rows], classes[rows])
+    heatmaps = gradcam.class_activation(network, predicted.images[rows], classes[rows], BATCH_SIZE)
     return [
         plots.Tile(
             predicted.images[row],

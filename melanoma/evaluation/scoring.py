@@ -13,6 +13,7 @@ from melanoma.dataset.splits import OFFICIAL, UNLABELLED, base_rows, load_labels
 from melanoma.errors import InputError, StageError
 from melanoma.evaluation import submissions
 from melanoma.evaluation.subgroups import subgroups
+from melanoma.inference import classify
 from melanoma.log import log
 from melanoma.metrics import bootstrap, classification, segmentation
 from melanoma.sources.layouts import challenge_2017
@@ -20,8 +21,6 @@ from melanoma.sources.layouts import challenge_2017
 import numpy as np
 import pandas as pd
 
-MAIN = "densenet121"  # the classifier of this project; others are compared with it
-DEFAULT_THRESHOLD = 0.5  # the challenge's, used if no labels are available to choose a better one
 REPORT_ORDER = ("test", "val", "train")  # most meaningful first
 
 Thresholds = dict[str, dict[str, float]]  # {class: {operating point: probability}}
@@ -185,7 +184,7 @@ def load_systems(store: Store, images: Images, files: Sequence[Path], backbone: 
     submitted = [replace(system, store=store.branch()) for system in load_submissions(files, images)]
     classifiers: list[System] = []
     errors: dict[str, StageError] = {}
-    for name in [backbone] if backbone else sorted(store.classifiers(), key=classifier_order):
+    for name in [backbone] if backbone else classify.names(store):
         try:
             classifiers.append(load_classifier(store, images, name))
         except StageError as problem:
@@ -200,11 +199,6 @@ def load_systems(store: Store, images: Images, files: Sequence[Path], backbone: 
     if same := {system.name for system in classifiers} & {system.name for system in submitted}:
         raise InputError(f"--predictions {same.pop()}.csv has the name of a classifier of this pipeline: rename it")
     return [*classifiers, *submitted]
-
-
-def classifier_order(name: str) -> tuple[bool, bool, bool, str]:
-    """Sort key of classifiers: the ensemble first, then the main one, the pretrained one last, the others by name."""
-    return name != contract.ENSEMBLE, name != MAIN, name == contract.PRETRAINED, name
 
 
 def printable(name: str) -> str:
@@ -285,9 +279,9 @@ def choose_thresholds(system: System, labels: dict[str, np.ndarray]) -> System:
         else:
             log.info(
                 "%s: no labels to choose a threshold for %s, so it is %s",
-                *(system.name, CLASSES[index], DEFAULT_THRESHOLD),
+                *(system.name, CLASSES[index], classification.DEFAULT_THRESHOLD),
             )
-            thresholds[CLASSES[index]] = {str(DEFAULT_THRESHOLD): DEFAULT_THRESHOLD}
+            thresholds[CLASSES[index]] = classification.default_points()
     return replace(system, thresholds=thresholds, chosen_on=split)
 
 

@@ -56,7 +56,7 @@ class Ensemble:
             calls = [predict(models, images, batch_size, label, self.views, out_of_fold)]
         else:
             calls = [
-                predict(models, images, batch_size, label + fold.replace("_fold", ", fold "), self.views)
+                predict(models, images, batch_size, label and label + fold.replace("_fold", ", fold "), self.views)
                 for fold, models in self.folds().items()
             ]
         found = np.stack([np.concatenate(list(call)) for call in calls], axis=1)
@@ -84,12 +84,13 @@ class Blend:
         return np.mean(found, axis=0), ", ".join(sorted(set(engines)))
 
 
-def load(store: Store, name: str) -> tuple[Blend, dict[str, Any]]:
+def load(store: Store, name: str, views: int | None = None) -> tuple[Blend, dict[str, Any]]:
     """A classifier of the data folder, and the settings saved with its weights.
 
     Args:
         store: the data folder.
         name: the classifier's backbone, contract.ENSEMBLE or contract.PRETRAINED.
+        views: of each image whose mean is taken, see `predict.mean_output`; None: as saved.
 
     Raises:
         StageError: they are missing or stale.
@@ -100,7 +101,7 @@ def load(store: Store, name: str) -> tuple[Blend, dict[str, Any]]:
         found = [
             store.check("classifier_weights", backbone=part["weights"], member=member) for member in part["members"]
         ]
-        parts.append(restore(part, settings["size"], found))
+        parts.append(restore(part | {"views": views or part["views"]}, settings["size"], found))
     return Blend(parts), settings
 
 

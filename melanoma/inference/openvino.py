@@ -132,7 +132,7 @@ class Inference:
         self.models = models
         if reason := obstacle():
             self._choose_keras(reason)
-        elif views < MIN_VIEWS:
+        elif views < MIN_VIEWS and not all(model in _converted for model in models):
             self._choose_keras(f"fewer than {MIN_VIEWS} images per network, not worth converting")
         else:
             self.name, self.reason = f"{OPENVINO} {keras.config.dtype_policy().name}", "there is no GPU"

@@ -14,7 +14,7 @@ from melanoma.dataset.splits import are_original
 from melanoma.errors import InputError
 from melanoma.inference.ensemble import Blend, restore
 from melanoma.log import log
-from melanoma.models import backbones, segmentation
+from melanoma.models import segmentation
 from melanoma.sources.records import IMAGE_SUFFIXES
 
 import keras
@@ -105,19 +105,18 @@ def read(network: str) -> tuple[dict[str, Any], list[Path]]:
 def load_segnet(size: int) -> tuple[list[keras.Model], dict[str, Any]]:
     """The segmentation networks for images of `size` pixels a side, and their description; see `read`."""
     settings, weights = read(SEGNET)
-    models = [segmentation.build(segmentation.Design(**settings["design"]), size) for _ in weights]
-    for model, path in zip(models, weights, strict=True):
-        backbones.load_weights(model, path)
-    return models, settings
+    return segmentation.restore(settings["design"], size, weights), settings
 
 
-def load_classifier(size: int, views: int | None = None, backbone: str | None = None) -> tuple[Blend, dict[str, Any]]:
+def load_classifier(
+    size: int | None = None, views: int | None = None, backbone: str | None = None
+) -> tuple[Blend, dict[str, Any]]:
     """The classifiers for images of `size` pixels a side, and their description.
 
     It has no thresholds if other views or fewer networks are used than they were chosen for.
 
     Args:
-        size: side of the images in pixels.
+        size: side of the images in pixels; None: as described.
         views: of each image whose mean is taken, see `predict.mean_output`; None: as described.
         backbone: whose networks alone are used; None: all.
 
@@ -137,7 +136,11 @@ def load_classifier(size: int, views: int | None = None, backbone: str | None = 
     settings["training_ids"] += extra if any(part["extra"] for part in used) else []
     by_name = {path.name: path for path in weights}
     parts = [
-        restore(part, size, [by_name[weight_file(part["backbone"], member)] for member in part["members"]])
+        restore(
+            part,
+            size or settings["size"],
+            [by_name[weight_file(part["backbone"], member)] for member in part["members"]],
+        )
         for part in settings["parts"]
     ]
     return Blend(parts), settings

@@ -8,7 +8,7 @@ from typing import Any
 from melanoma.artifacts.store import Store
 from melanoma.dataset.splits import originals_with_mask
 from melanoma.inference import postprocess
-from melanoma.inference.predict import predict
+from melanoma.inference.predict import Predictions, predict
 from melanoma.log import log
 
 import keras
@@ -22,6 +22,23 @@ class MaskOptions:
     views: int  # of each image whose mean is taken, see `predict.mean_output`
     clean: bool  # keep the largest component only, with its holes filled
     batch_size: int
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """Segmentation networks, and how their probabilities become masks."""
+
+    models: Sequence[keras.Model]  # whose mean probability counts
+    threshold: float  # see `postprocess.segment`
+    options: MaskOptions
+
+    def masks(self, images: np.ndarray, label: str, out_of_fold: np.ndarray | None = None) -> Predictions:
+        """Predicted masks, uint8 (N, S, S, 1), {0, 1}, one block at a time; see `predict`."""
+        options = self.options
+        found = predict(self.models, images, options.batch_size, label, options.views, out_of_fold)
+        return Predictions(
+            found.inference, (postprocess.segment(block, self.threshold, options.clean) for block in found)
+        )
 
 
 def choose_threshold(store: Store, models: Sequence[keras.Model], options: MaskOptions) -> tuple[float, dict[str, Any]]:
@@ -62,27 +79,18 @@ def choose_threshold(store: Store, models: Sequence[keras.Model], options: MaskO
     }
 
 
-def write_masks(
-    store: Store,
-    models: Sequence[keras.Model],
-    threshold: float,
-    options: MaskOptions,
-    out_of_fold: np.ndarray | None,
-) -> None:
+def write_masks(store: Store, segmenter: Segmenter, out_of_fold: np.ndarray | None) -> None:
     """Writes the predicted masks of every split.
 
     Args:
         store: data folder.
-        models: whose mean probability counts.
-        threshold: see `postprocess.segment`.
-        options: test-time augmentation, clean-up, batch size.
+        segmenter: the networks.
         out_of_fold: for the rows of train, see `predict`.
     """
     for split in store.splits():
         images = store.load("images", split=split)
-        mask_of_models = out_of_fold if split == "train" else None
-        blocks = predict(models, images, options.batch_size, f"masks of {split}", options.views, mask_of_models)
+        blocks = segmenter.masks(images, f"masks of {split}", out_of_fold if split == "train" else None)
         with store.writer("predicted", len(images), (*images.shape[1:3], 1), split=split) as file:
             for block in blocks:
-                file.append(postprocess.segment(block, threshold, options.clean))
+                file.append(block)
             store.settings["inference"] = blocks.inference.name

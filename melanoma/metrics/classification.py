@@ -12,6 +12,7 @@ import numpy as np
 from sklearn import metrics as sklearn_metrics
 
 TARGET_SENSITIVITY = 0.9  # of the operating point that misses few melanomas
+DEFAULT_THRESHOLD = 0.5  # the challenge's
 YOUDEN, HIGH_SENSITIVITY = "Youden", f"{100 * TARGET_SENSITIVITY:.0f} % sensitivity"  # names of the operating points
 
 
@@ -48,6 +49,11 @@ def high_sensitivity_threshold(truth: np.ndarray, score: np.ndarray) -> float:
 def operating_points(truth: np.ndarray, score: np.ndarray) -> dict[str, float]:
     """Thresholds by the name of the operating point; arguments as of `youden_threshold`."""
     return {YOUDEN: youden_threshold(truth, score), HIGH_SENSITIVITY: high_sensitivity_threshold(truth, score)}
+
+
+def default_points() -> dict[str, float]:
+    """The operating point without labels to choose a better one."""
+    return {str(DEFAULT_THRESHOLD): DEFAULT_THRESHOLD}
 
 
 def roc_curve(truth: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

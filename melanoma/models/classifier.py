@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from melanoma.classes import CLASSES
+from melanoma.errors import InputError
 from melanoma.models import backbones
 
 import keras
@@ -38,6 +39,19 @@ class Classifier:
         """Model from RGB (N, size, size, 3) in [0, 255] to the backbone's features (N, C)."""
         images = keras.Input((self.size, self.size, 3), name="images")
         return keras.Model(images, self.backbone(self.preprocess(images)), name=f"{self.name}_features")
+
+    @cached_property
+    def feature_maps(self) -> keras.Model:
+        """Model from RGB (N, size, size, 3) in [0, 255] to the feature maps (N, H, W, C) whose mean the head sees.
+
+        Raises:
+            InputError: the backbone does not end in average pooling.
+        """
+        if not isinstance(self.backbone.layers[-1], layers.GlobalAveragePooling2D):
+            raise InputError(f"no Grad-CAM of {self.name}, because it does not end in average pooling")
+        maps = keras.Model(self.backbone.input, self.backbone.layers[-1].input)  # before the pooling
+        images = keras.Input((self.size, self.size, 3), name="images")
+        return keras.Model(images, maps(self.preprocess(images)), name=f"{self.name}_feature_maps")
 
     @cached_property
     def model(self) -> keras.Model:

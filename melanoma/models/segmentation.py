@@ -7,9 +7,11 @@ unet           an encoder-decoder with skip connections on any backbone of `kera
 Sources: SegNet, Badrinarayanan et al. 2017, arXiv 1511.00561; U-Net, Ronneberger et al. 2015, arXiv 1505.04597.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log2
+from pathlib import Path
+from typing import Any
 
 from melanoma.errors import InputError
 from melanoma.models import backbones
@@ -71,6 +73,23 @@ def build(design: Design, size: int, weights: str = backbones.NONE) -> keras.Mod
     if x.shape[1] != size:
         x = layers.Resizing(size, size, dtype="float32", name="resize_output")(x)
     return keras.Model(images, x, name=design.network)
+
+
+def restore(design: Mapping[str, Any], size: int, paths: Sequence[Path]) -> list[keras.Model]:
+    """Networks of a saved design with the weights of these files.
+
+    Args:
+        design: the fields of `Design`.
+        size: side of the images in pixels.
+        paths: weight file of each network.
+
+    Raises:
+        InputError: a weight file does not fit or is damaged.
+    """
+    models = [build(Design(**design), size) for _ in paths]
+    for model, path in zip(models, paths, strict=True):
+        backbones.load_weights(model, path)
+    return models
 
 
 def convolutions(x: keras.KerasTensor, filters: int, count: int, name: str) -> keras.KerasTensor:

@@ -4,7 +4,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -213,7 +213,7 @@ def pair(files: Files, split_of: SplitOf) -> tuple[list[Pair], list[LeftOut]]:
         InputError: two images, or two masks, of one split have the same id.
     """
     relative = {path: files.relative(path) for path in files.images}
-    masks = _find_masks(files, relative)
+    masks = find_masks(files)
     left_out = [LeftOut(str(files.relative(path)), "format is not read") for path in files.unread]
     used: dict[bool, dict[tuple[str | None, str], Path]] = {False: {}, True: {}}
     for path in files.images:
@@ -235,9 +235,9 @@ def pair(files: Files, split_of: SplitOf) -> tuple[list[Pair], list[LeftOut]]:
     return sorted(pairs, key=lambda one: (one.split or "", one.id)), left_out
 
 
-def _find_masks(files: Files, relative: Mapping[Path, Path]) -> set[Path]:
+def find_masks(files: Files) -> set[Path]:
     """The files that are masks by the name of their folder or their own name."""
-    in_folder = {path for path in files.images if _is_below_masks(relative[path])}
+    in_folder = {path for path in files.images if _is_below_masks(files.relative(path))}
     if len(in_folder) == len(files.images):  # a folder of images with a name like that of a mask folder
         in_folder = set()
     stems = {path.stem.lower() for path in files.images}

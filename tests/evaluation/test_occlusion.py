@@ -8,6 +8,7 @@ from melanoma.artifacts import contract
 from melanoma.classes import CLASSES, TASKS
 from melanoma.dataset import roi
 from melanoma.evaluation import occlusion, scoring
+from melanoma.inference import gradcam
 from melanoma.models import classifier
 
 import keras
@@ -90,7 +91,7 @@ def test_grad_cam_is_the_gradient_times_the_feature_maps() -> None:
     expected = np.maximum(np.sum(weights * features, axis=-1), 0)
     assert expected.max() > 0
     expected /= np.maximum(expected.max(axis=(1, 2), keepdims=True), 1e-12)
-    assert occlusion.class_activation(network, images, classes) == pytest.approx(expected, abs=1e-3)
+    assert gradcam.class_activation(network, images, classes, 2) == pytest.approx(expected, abs=1e-3)
 
 
 def test_script_runs_the_occlusion_test_and_removes_its_figures_next_time(own_chain: Path) -> None:

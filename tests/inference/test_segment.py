@@ -67,7 +67,7 @@ def test_threshold_is_chosen_on_images_that_have_a_mask(store: Store) -> None:
 def test_masks_of_train_are_out_of_fold_and_those_of_other_splits_a_mean(store: Store) -> None:
     """The first network finds the lesion, the second finds nothing, and so does their mean."""
     out_of_fold = np.array([[True, False], [False, True], [True, False], [False, True]])
-    segment.write_masks(store, [network(1.0), network(0.5)], 0.35, OPTIONS, out_of_fold)
+    segment.write_masks(store, segment.Segmenter([network(1.0), network(0.5)], 0.35, OPTIONS), out_of_fold)
     assert store.load("predicted", split="train").any(axis=(1, 2, 3)).tolist() == [True, False, True, False]
     assert not store.load("predicted", split="val").any()
     assert store.written_with("predicted", split="val")["inference"] == "keras float32"
@@ -78,5 +78,5 @@ def test_masks_are_cleaned_up_if_requested(store: Store) -> None:
     images[:, 0, 0] = 100
     Store(store.data, contract.PREPROCESSING, {}).save("images", images, split="train")
     for clean, area in ((False, 17), (True, 16)):
-        segment.write_masks(store, [network(1.0)], 0.35, MaskOptions(1, clean, 4), None)
+        segment.write_masks(store, segment.Segmenter([network(1.0)], 0.35, MaskOptions(1, clean, 4)), None)
         assert store.load("predicted", split="train").sum(axis=(1, 2, 3)).tolist() == [area] * 4

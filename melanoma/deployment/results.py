@@ -1,0 +1,133 @@
+"""What is written for each image: a line of predictions.csv, a mask, an overlay; and what is written already."""
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from melanoma.artifacts.atomic import atomic_write, write_json, write_text
+from melanoma.classes import CLASSES, MELANOMA
+from melanoma.dataset.workers import Workers
+from melanoma.deployment.overlay import Finding, draw
+from melanoma.errors import InputError
+
+from PIL import Image
+
+TABLE, SUBMISSION, FAILED, SETTINGS = "predictions.csv", "submission.csv", "failed.csv", "settings.json"
+MASK, OVERLAY = "masks/{name}_segmentation.png", "overlays/{name}.png"
+IMAGE, FLAGS = "image", "flags"
+PROBABILITIES = tuple(name.replace(" ", "_") for name in CLASSES)
+SEPARATOR = "; "  # of flags
+COMPRESSION = 1  # zlib level of the PNGs: the fastest
+
+
+def threshold_columns(points: Sequence[str]) -> list[str]:
+    """Columns that say whether an image counts as melanoma at each operating point."""
+    return ["melanoma_at_" + re.sub(r"[^a-z0-9.]+", "_", point.lower()).strip("_") for point in points]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The output folder of predictions."""
+
+    folder: Path
+    thresholds: Mapping[str, float]  # of melanoma, by operating point
+
+    @property
+    def columns(self) -> list[str]:
+        """Header of predictions.csv."""
+        return [IMAGE, *PROBABILITIES, *threshold_columns([*self.thresholds]), FLAGS]
+
+    def open(self, made_of: Mapping[str, Any], overwrite: bool) -> None:
+        """Prepares the folder for a run; keeps the lines of an interrupted one.
+
+        Args:
+            made_of: what the results depend on besides the images, as JSON.
+            overwrite: whether results of another run may be replaced.
+
+        Raises:
+            InputError: the folder has results of a run with other networks or settings.
+        """
+        table, settings = self.folder / TABLE, self.folder / SETTINGS
+        found = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else None
+        wanted = json.loads(json.dumps(made_of))
+        if overwrite or not table.exists():
+            table.unlink(missing_ok=True)
+        elif found != wanted:
+            raise InputError(
+                f"{table} was made with other networks or settings: use another --out, or --overwrite to replace it"
+            )
+        write_json(settings, wanted)
+        if not table.exists():
+            write_text(table, _line(self.columns))
+            return
+        text = table.read_text(encoding="utf-8")
+        complete = text[: text.rfind("\n") + 1]
+        if len(complete) < len(text):  # the last line was being written
+            write_text(table, complete)
+
+    def rows(self) -> Iterator[dict[str, str]]:
+        """The lines of predictions.csv."""
+        with (self.folder / TABLE).open(encoding="utf-8", newline="") as stream:
+            yield from csv.DictReader(stream)
+
+    def done(self) -> set[str]:
+        """Names of the images that have a line."""
+        return {row[IMAGE] for row in self.rows()}
+
+    def add(self, findings: Sequence[Finding], workers: Workers) -> None:
+        """Writes masks and overlays, and after them the lines of the table, so that a line says that all is written."""
+        for _ in workers.map(write_images, ((self.folder, one) for one in findings)):
+            pass
+        with (self.folder / TABLE).open("a", encoding="utf-8", newline="") as stream:
+            for one in findings:
+                values = one.probabilities.tolist()
+                decisions = ["yes" if values[MELANOMA] >= each else "no" for each in self.thresholds.values()]
+                stream.write(
+                    _line([one.name, *(f"{value:.9g}" for value in values), *decisions, SEPARATOR.join(one.flags)])
+                )
+            stream.flush()
+            os.fsync(stream.fileno())
+
+    def write_submission(self) -> None:
+        """Writes the probabilities alone, as the tools of the challenges want them."""
+        with atomic_write(self.folder / SUBMISSION) as stream:
+            stream.write(_line([IMAGE, *PROBABILITIES]).encode())
+            for row in self.rows():
+                stream.write(_line([row[IMAGE], *(row[column] for column in PROBABILITIES)]).encode())
+
+    def write_failed(self, reasons: Mapping[str, str]) -> None:
+        """Writes the images that could not be read, {name: reason}; without any, deletes the file of an earlier run."""
+        path = self.folder / FAILED
+        path.unlink(missing_ok=True)
+        if reasons:
+            write_text(path, _line([IMAGE, "reason"]) + "".join(map(_line, reasons.items())))
+
+
+def _line(cells: Sequence[str]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue()
+
+
+def write_images(task: tuple[Path, Finding]) -> None:
+    """Writes the mask of an image at its own size, single-channel, 0 or 255, and its overlay; for workers.
+
+    Args:
+        task: output folder, and what is known of the image; without Grad-CAM there is no overlay.
+    """
+    folder, finding = task
+    mask = Image.fromarray(finding.mask[..., 0] * 255).resize(finding.size, Image.Resampling.BILINEAR)
+    _save(mask.point([0] * 128 + [255] * 128), folder / MASK.format(name=finding.name))
+    if finding.heatmap is not None:
+        _save(draw(finding), folder / OVERLAY.format(name=finding.name))
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    with atomic_write(path) as stream:
+        picture.save(stream, "PNG", compress_level=COMPRESSION)

@@ -1,0 +1,94 @@
+"""Predicts new images with trained networks: masks, calibrated probabilities, overlays and a page.
+
+Reads   IMAGE ..., image files and folders, searched with all folders below; masks among them are left out
+        pretrained/, or with --data the networks that the scripts trained
+Writes  predictions/predictions.csv               one line per image: probabilities, melanoma yes or no at each
+                                                  operating point, what to check
+        predictions/submission.csv                the probabilities alone, as the tools of the challenges want them
+        predictions/failed.csv                    images that cannot be read, and why
+        predictions/masks/{name}_segmentation.png lesion mask at the image's own size, 0 and 255
+        predictions/overlays/{name}.png           contour, crop, Grad-CAM and probabilities
+        predictions/report.html                   all images on one page, sortable
+        predictions/settings.json                 what the results depend on; the same command resumes a run
+
+Run     python predict.py my_images
+Expect  docs/prediction.md
+"""
+
+import argparse
+import itertools
+from pathlib import Path
+
+from melanoma.classes import CLASSES, MELANOMA
+from melanoma.cli import flags, hardware, run
+from melanoma.deployment import images, page, pipeline
+from melanoma.deployment.results import FAILED, Results
+from melanoma.errors import InputError
+from melanoma.inference.predict import views_flag
+from melanoma.log import log, progress
+from melanoma.models import backbones
+
+BLOCK = 128  # images in memory at a time; with fewer for each network OpenVINO would not be used
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter, allow_abbrev=False)
+    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image file or folder of images")
+    parser.add_argument("--out", type=Path, default=Path("predictions"), help="folder of the results")
+    networks = parser.add_mutually_exclusive_group()
+    networks.add_argument(
+        "--pretrained", action="store_true", help="use the networks in pretrained/; the default without --data"
+    )
+    networks.add_argument("--data", type=Path, help="data folder with networks that the scripts trained")
+    parser.add_argument(
+        "--backbone", type=backbones.backbone_name, help="use only the classifier of this backbone; default: the best"
+    )
+    views_flag(parser)
+    parser.add_argument(
+        "--overlays", action=argparse.BooleanOptionalAction, default=True, help="draw an overlay of each image"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run in --out")
+    parser.add_argument(
+        "--jobs", type=flags.positive_int, help="processes that read and draw images; default: one per core"
+    )
+    return parser
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Predicts the images that have no results yet, a block at a time, then writes the page.
+
+    Raises:
+        InputError: no images, or at the end: some cannot be read.
+    """
+    found = images.find(arguments.images, [arguments.out])
+    hardware.check()
+    if arguments.data:
+        networks = pipeline.from_data(arguments.data, arguments.views, arguments.backbone)
+    else:
+        networks = pipeline.from_pretrained(arguments.views, arguments.backbone)
+    results = Results(arguments.out, networks.thresholds[CLASSES[MELANOMA]])
+    results.open({**networks.made_of, "overlays": arguments.overlays}, arguments.overwrite)
+    done = results.done()
+    todo = [one for one in found if one.name not in done]
+    log.info("%d images, %d of them predicted by an earlier run", len(found), len(found) - len(todo))
+    failed: dict[str, str] = {}
+    with images.workers_for(len(todo), arguments.jobs) as workers:
+        read = progress(images.read_all(todo, networks.size, workers), "predicting", len(todo))
+        while block := list(itertools.islice(read, BLOCK)):
+            failed |= {one.file.name: one.reason for one in block if isinstance(one, images.Broken)}
+            readable = [one for one in block if isinstance(one, images.Read)]
+            results.add(networks.find(readable, arguments.overlays), workers)
+        results.write_failed(failed)
+        results.write_submission()
+        written = page.write(results, {"networks": networks.describe(), "failed": len(failed)}, workers)
+    log.info("results: %s", written)
+    if failed:
+        name, reason = next(iter(failed.items()))
+        raise InputError(
+            f"{len(failed)} of {len(found)} images could not be read (see {arguments.out / FAILED}); {name}: {reason}"
+        )
+
+
+if __name__ == "__main__":
+    run.run(build_parser(), main, writes=("out",))
