@@ -28,6 +28,7 @@ from melanoma.inference.predict import views_flag
 from melanoma.log import log, progress
 from melanoma.models import backbones
 
+WRITES = ("out",)
 BLOCK = 128  # images in memory at a time; with fewer for each network OpenVINO would not be used
 
 
@@ -91,4 +92,4 @@ def main(arguments: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    run.run(build_parser(), main, writes=("out",))
+    run.run(build_parser(), main, writes=WRITES)

@@ -1,0 +1,77 @@
+"""The output folder: table, masks, overlays, and what an interrupted run left there."""
+
+import csv
+
+from melanoma.deployment import results
+from melanoma.deployment.results import Results
+from melanoma.errors import InputError
+
+import numpy as np
+import pytest
+from PIL import Image
+from toy_findings import MADE_OF, add, finding
+
+
+def test_table_has_probabilities_decisions_and_flags(opened: Results) -> None:
+    add(opened, finding("a, b", 0.3, flags=("dark", "small")), finding("c", 0.4))
+    with (opened.folder / results.TABLE).open(newline="") as stream:
+        first, second = csv.DictReader(stream)
+    assert first == {
+        "image": "a, b",
+        "benign_nevus": "0.600000024",
+        "melanoma": "0.300000012",
+        "seborrheic_keratosis": "0.100000001",
+        "melanoma_at_youden": "no",
+        "melanoma_at_90_sensitivity": "yes",
+        "flags": "dark; small",
+    }
+    assert second["melanoma_at_youden"] == "yes"
+
+
+def test_mask_has_the_size_of_the_image_and_two_values(opened: Results) -> None:
+    add(opened, finding("deep/a"))
+    with Image.open(opened.folder / "masks/deep/a_segmentation.png") as mask:
+        assert (mask.size, mask.mode) == ((50, 30), "L")
+        pixels = np.asarray(mask)
+    assert set(np.unique(pixels)) == {0, 255}
+    assert (pixels > 0).mean() == pytest.approx(8 * 4 / 16**2, abs=0.02)
+    assert (opened.folder / "overlays/deep/a.png").is_file()
+
+
+def test_without_grad_cam_there_is_no_overlay(opened: Results) -> None:
+    add(opened, finding("a", heatmap=None))
+    assert not (opened.folder / "overlays").exists()
+
+
+def test_half_a_line_of_an_interrupted_run_is_removed(opened: Results) -> None:
+    add(opened, finding("a"), finding("b"))
+    table = opened.folder / results.TABLE
+    complete = table.read_text()
+    table.write_text(complete + "c,0.5,0.")
+    opened.open(MADE_OF, overwrite=False)
+    assert table.read_text() == complete
+    assert opened.done() == {"a", "b"}
+
+
+def test_results_of_other_networks_are_replaced_only_on_request(opened: Results) -> None:
+    add(opened, finding("a"))
+    other = MADE_OF | {"networks": {"a": "456"}}
+    with pytest.raises(InputError, match="--overwrite"):
+        opened.open(other, overwrite=False)
+    assert opened.done() == {"a"}
+    opened.open(other, overwrite=True)
+    assert opened.done() == set()
+
+
+def test_submission_has_the_probabilities_alone(opened: Results) -> None:
+    add(opened, finding("a", 0.3, flags=("dark",)))
+    opened.write_submission()
+    lines = (opened.folder / results.SUBMISSION).read_text().splitlines()
+    assert lines == ["image,benign_nevus,melanoma,seborrheic_keratosis", "a,0.600000024,0.300000012,0.100000001"]
+
+
+def test_list_of_failed_images_goes_when_none_fails_any_more(opened: Results) -> None:
+    opened.write_failed({"a": "broken"})
+    assert (opened.folder / results.FAILED).read_text().splitlines() == ["image,reason", "a,broken"]
+    opened.write_failed({})
+    assert not (opened.folder / results.FAILED).exists()
