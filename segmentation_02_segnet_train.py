@@ -163,10 +163,12 @@ def main(arguments: argparse.Namespace) -> None:
     if not arguments.pretrained:
         store.save_json("segnet_settings", report)
     segment.write_masks(store, segment.Segmenter(models, report["threshold"], options), out_of_fold)
-    scores = evaluation.evaluate(
-        store, out_of_fold is not None, report.get("seen", {}), arguments.graphics, arguments.seed
-    )
-    report |= {"splits": scores, "peak_memory_gib": hardware.peak_memory()}
+    seen = report.get("seen", {})
+    report |= {
+        "splits": evaluation.evaluate(store, out_of_fold is not None, seen, arguments.graphics, arguments.seed),
+        "own_size": evaluation.evaluate_at_own_size(store, seen, arguments.seed),
+    }
+    report |= {"peak_memory_gib": hardware.peak_memory()}
     write_json(arguments.graphics / SEGMENTATION_FILE, report | store.provenance())
     store.record_graphics(arguments.graphics / SEGMENTATION_FILE)
     if not arguments.pretrained:

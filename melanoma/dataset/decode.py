@@ -334,8 +334,19 @@ def read_mask(path: Path, image_path: Path, image_size: tuple[int, int], size: i
             raise InputError(f"{path} is {mask.size}, its image {image_path.name} is {image_size} (width, height)")
         with decoding_errors(path):
             grey, decoding_notes = decode_mask(mask, path)
-    lesion, value_notes = masks.binarize(grey, path, size)
+    lesion, value_notes = masks.binarize(grey, path, (size, size))
     return lesion, [f"mask: {note}" for note in notes] + decoding_notes + value_notes
+
+
+def read_full_size_mask(path: Path) -> np.ndarray:
+    """Reads a mask at its own size: uint8 (H, W, 1), {0, 1}.
+
+    Raises:
+        InputError: see `read_pair`.
+    """
+    mask, _ = open_image(path)
+    with mask, decoding_errors(path):
+        return masks.binarize(decode_mask(mask, path)[0], path, mask.size)[0]
 
 
 def read(task: tuple[Path, Path | None, int]) -> Decoded | str:

@@ -122,7 +122,7 @@ def no_border(path: Path, low: float, high: float) -> InputError:
     return InputError(f"{path}: no lesion to separate from skin, its grey values range from {low:g} to {high:g}")
 
 
-def binarize(mask: Image.Image, path: Path, size: int) -> tuple[np.ndarray, list[str]]:
+def binarize(mask: Image.Image, path: Path, size: tuple[int, int]) -> tuple[np.ndarray, list[str]]:
     """Resizes and thresholds a decoded mask.
 
     A large mask is sampled at SAMPLING points per pixel of the result and side: in a third of the time, the result
@@ -131,16 +131,17 @@ def binarize(mask: Image.Image, path: Path, size: int) -> tuple[np.ndarray, list
     Args:
         mask: mode "L".
         path: its file.
-        size: side of the result in pixels.
+        size: width and height of the result in pixels.
 
     Returns:
-        uint8 (size, size, 1), 1 inside the lesion, else 0; and notes on the mask's values.
+        uint8 (height, width, 1), 1 inside the lesion, else 0; and notes on the mask's values.
 
     Raises:
         InputError: the mask is neither black nor white, but no border between lesion and skin remains.
     """
-    grid = mask.resize([min(side, SAMPLING * size) for side in mask.size], Image.Resampling.NEAREST)
-    lesion = (np.asarray(grid.resize((size, size), Image.Resampling.BOX)) > THRESHOLD).astype(np.uint8)[..., None]
+    points = [min(side, SAMPLING * wanted) for side, wanted in zip(mask.size, size, strict=True)]
+    grid = mask.resize(points, Image.Resampling.NEAREST)
+    lesion = (np.asarray(grid.resize(size, Image.Resampling.BOX)) > THRESHOLD).astype(np.uint8)[..., None]
     has_grey, is_constant = grid.point(IS_GREY).getbbox() is not None, lesion.min() == lesion.max()
     if has_grey or is_constant:  # else the values are 0 and 255
         extremes = mask.getextrema()

@@ -15,6 +15,7 @@ from melanoma.classes import CLASSES, MELANOMA
 from melanoma.dataset.workers import Workers
 from melanoma.deployment.overlay import Finding, draw
 from melanoma.errors import InputError
+from melanoma.inference import postprocess
 
 from PIL import Image
 
@@ -122,8 +123,8 @@ def write_images(task: tuple[Path, Finding]) -> None:
         task: output folder, and what is known of the image; without Grad-CAM there is no overlay.
     """
     folder, finding = task
-    mask = Image.fromarray(finding.mask[..., 0] * 255).resize(finding.size, Image.Resampling.BILINEAR)
-    _save(mask.point([0] * 128 + [255] * 128), folder / MASK.format(name=finding.name))
+    mask = 255 * postprocess.enlarge(finding.mask, finding.size)[..., 0]
+    _save(Image.fromarray(mask), folder / MASK.format(name=finding.name))
     if finding.heatmap is not None:
         _save(draw(finding), folder / OVERLAY.format(name=finding.name))
 

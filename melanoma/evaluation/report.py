@@ -148,9 +148,9 @@ def content(graphics: Path, metrics: dict[str, Any], current: Set[str]) -> dict[
     """
     results = metrics["systems"]
     name, system = next(iter(results.items()))
-    made, masks = made_with(metrics, name), {}
+    made, masks = made_with(metrics, name), dict[str, Any]()
     if SEGMENTATION_FILE in current:
-        masks = json.loads((graphics / SEGMENTATION_FILE).read_text(encoding="utf-8"))["splits"]
+        masks = json.loads((graphics / SEGMENTATION_FILE).read_text(encoding="utf-8"))
     splits = scoring.report_order({split for one in results.values() for split in one["splits"]})
     figures_of_run = {figure: caption for figure, caption in OF_RUN.items() if f"{figure}.png" in current}
     evaluated = [split for split in splits if split in system["splits"]]
@@ -177,7 +177,8 @@ def content(graphics: Path, metrics: dict[str, Any], current: Set[str]) -> dict[
         "compared_caveats": {split: tables.compared_caveats(results, split) for split in splits},
         "differences": metrics["differences"],
         "left_out": [scoring.left_out_note(split, counts) for split, counts in metrics["left_out"].items()],
-        "segmentation": masks,
+        "segmentation": masks.get("splits", {}),
+        "own_size": masks.get("own_size", {}),
         "figures": {split: list(embedded_figures(graphics, OF_SPLIT, f"_{split}")) for split in splits},
         "figures_of_run": list(embedded_figures(graphics, figures_of_run)),
         "made": made,

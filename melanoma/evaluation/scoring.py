@@ -411,9 +411,14 @@ def score_masks(store: Store, split: str, rows: np.ndarray, seed: int) -> dict[s
     truth, predicted = store.load("masks", split=split), store.load("predicted", split=split)
     blocks = [rows[start : start + ROW_BLOCK] for start in range(0, len(rows), ROW_BLOCK)]
     parts = [segmentation.per_image(truth[block], predicted[block]) for block in blocks]
+    return summarise_masks(parts, seed)
+
+
+def summarise_masks(parts: Sequence[Mapping[str, np.ndarray]], seed: int) -> dict[str, Any]:
+    """As `score_masks`, from results of `segmentation.per_image` of some images each."""
     values = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return {
-        "n": len(rows),
+        "n": len(values["jaccard"]),
         "metrics": {name: float(column.mean()) for name, column in values.items()},
         "intervals": bootstrap.mean_intervals(values, seed),
     }

@@ -6,9 +6,11 @@ from itertools import product
 from melanoma.metrics.segmentation import mean_jaccard
 
 import numpy as np
+from PIL import Image
 from scipy import ndimage
 
 DEFAULT_THRESHOLD = 0.5  # where no validation masks choose a better one
+HALF = 127  # of 255
 THRESHOLDS = np.linspace(0.1, 0.9, 17)
 
 
@@ -41,6 +43,20 @@ def segment(probability: np.ndarray, threshold: float, clean: bool) -> np.ndarra
     """
     masks = (probability >= threshold).astype(np.uint8)
     return np.stack([keep_largest(mask) for mask in masks]) if clean else masks
+
+
+def enlarge(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A mask at the size of its image, with smooth borders.
+
+    Args:
+        mask: uint8 (S, S, 1), {0, 1}.
+        size: width and height in pixels.
+
+    Returns:
+        uint8 (height, width, 1), {0, 1}.
+    """
+    large = Image.fromarray(mask[..., 0] * 255).resize(size, Image.Resampling.BILINEAR)
+    return (np.asarray(large) > HALF).astype(np.uint8)[..., None]
 
 
 def choose_threshold(truth: np.ndarray, probability: np.ndarray, clean: bool) -> float:
