@@ -16,7 +16,7 @@ from melanoma.artifacts.atomic import sha256
 from melanoma.cli import hardware
 from melanoma.errors import InputError
 from melanoma.models import efficientnet_lite
-from melanoma.models.fused_batchnorm import with_fused_batchnorm
+from melanoma.models.fused_batchnorm import fuse_batchnorm
 
 import h5py
 import keras
@@ -165,7 +165,8 @@ def build(
     Raises:
         InputError: the weights are not available or do not fit, or the images are too small for the backbone.
     """
-    model = with_fused_batchnorm(_build_application(name, size, weights == IMAGENET, pooling))
+    model = _build_application(name, size, weights == IMAGENET, pooling)
+    fuse_batchnorm(flatten_layers(model))
     if weights == IMAGENET:
         check_finite(model, f"--weights {IMAGENET}")
     elif weights != NONE:
