@@ -77,6 +77,7 @@ def run(
         sys.stdout.reconfigure(errors="backslashreplace")  # file names may contain bytes that are not UTF-8
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
     log.setLevel(logging.INFO)
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns that several networks are compiled
     signal.signal(signal.SIGTERM, terminate)
     start = time.perf_counter()
     try:
