@@ -50,7 +50,7 @@ BATCH_SIZE = 16
 EMA = 0.0
 # Flags that have no effect with --pretrained and --ensemble.
 OF_TRAINING = (
-    *("weights", "scaling", "input_size", "folds", "seeds", "restart", "distribute"),
+    *("weights", "scaling", "input_size", "folds", "seeds", "restart", "continued", "distribute"),
     *(field.name for field in fields(recipe.Recipe) if field.name != "batch_size"),
 )
 

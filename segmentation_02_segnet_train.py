@@ -52,7 +52,7 @@ LOSS = "dice_cross_entropy"
 OF_TRAINING = (
     *("network", "input_size", "backbone", "weights", "scaling", "loss", "folds"),
     *("seeds", "keep", "augmentation", "pretrain", "extra_weight"),
-    *("epochs", "learning_rate", "ema", "restart", "distribute"),
+    *("epochs", "learning_rate", "ema", "restart", "continued", "distribute"),
 )
 
 

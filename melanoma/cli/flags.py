@@ -167,6 +167,12 @@ def training_flags(
     )
     parser.add_argument("--restart", action="store_true", help="start over instead of resuming interrupted training")
     parser.add_argument(
+        "--continue",
+        dest="continued",
+        action="store_true",
+        help="start from the weights of the finished training in the data folder and train --epochs more",
+    )
+    parser.add_argument(
         "--distribute",
         action="store_true",
         help="train on all GPUs of this machine or of several machines (docs/distributed.md)",

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from melanoma.artifacts.atomic import sha256
+from melanoma.artifacts.store import WeightFile
 from melanoma.cli import hardware
 from melanoma.errors import InputError
 from melanoma.models import efficientnet_lite
@@ -27,6 +28,7 @@ from keras.applications import imagenet_utils
 # Keras' 0.99 and MobileNetV2's 0.999 need hundreds of steps to forget the initial statistics; an epoch may have thirty.
 BATCHNORM_MOMENTUM = 0.9
 IMAGENET, NONE = "imagenet", "none"
+BACKBONE = "layers/functional"  # group of the backbone in the weight file of a classifier or U-Net
 WEIGHT_FILES = (".h5", ".hdf5")  # endings of the files that `save_weights` writes in Keras 3, and in Keras 2
 WITHOUT_DOWNLOAD = f"use --weights FILE or --weights {NONE}; --pretrained needs none"
 SCALINGS = ("caffe", "tf", "torch")  # Keras' names: BGR minus its mean; -1 to 1; standardised RGB
@@ -70,10 +72,16 @@ def backbone_name(text: str) -> str:
     return name
 
 
-def load_weights(model: keras.Model, path: Path) -> None:
+def load_weights(model: keras.Model, path: Path, group: str = "") -> None:
     """Loads a weight file into a model.
 
     Only weights are loaded; full saved models are refused because they can contain code.
+
+    Args:
+        model: whose weights are replaced.
+        path: file written by `save_weights`.
+        group: of a larger network in whose file the model's weights may be, e.g. BACKBONE; files without this group are
+            of the model itself.
 
     Raises:
         InputError: the file is missing, is not a weight file of this architecture, is damaged, or holds NaN or
@@ -87,15 +95,25 @@ def load_weights(model: keras.Model, path: Path) -> None:
         with h5py.File(path) as file:
             if "model_config" in file.attrs:
                 raise ValueError("it holds a full model; save only the weights, with Keras' save_weights")
+            content = extract(file, group) if group in file else path
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Keras warns about every layer before it raises the error
-            model.load_weights(path)
+            model.load_weights(content)
     except Exception as error:  # HDF5 and Keras raise nearly any exception on a damaged file
         if hardware.advice(error):
             raise
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{path} does not fit {model.name}: {reason}") from None
     check_finite(model, str(path))
+
+
+def extract(file: h5py.File, group: str) -> WeightFile:
+    """The weights of a network inside a larger one, as a file of their own."""
+    content = WeightFile()
+    with h5py.File(content, "w") as new:
+        for name in file[group]:
+            file.copy(f"{group}/{name}", new)
+    return content
 
 
 def check_finite(model: keras.Model, source: str) -> None:
@@ -154,7 +172,8 @@ def build(
     Args:
         name: key of `applications`.
         size: side of the images in pixels.
-        weights: "imagenet" (from Keras' cache, or downloaded), "none" (random), or the path of a weight file.
+        weights: "imagenet" (from Keras' cache, or downloaded), "none" (random), or the path of a weight file: of the
+            backbone, or of a classifier or segmentation network of this project that contains it.
         pooling: "avg" appends global average pooling; None returns feature maps.
         train_batchnorm: whether its batch normalisation is trained; None: only if the weights are random, because
             statistics of small batches are worse than the pretrained ones.
@@ -170,12 +189,17 @@ def build(
     if weights == IMAGENET:
         check_finite(model, f"--weights {IMAGENET}")
     elif weights != NONE:
-        load_weights(model, Path(weights))
+        load_weights(model, Path(weights), BACKBONE)
+    set_batchnorm(model, weights == NONE if train_batchnorm is None else train_batchnorm)
+    return model
+
+
+def set_batchnorm(model: keras.Model, trained: bool) -> None:
+    """Sets whether the batch normalisation of a backbone is trained, and its momentum."""
     for layer in flatten_layers(model):
         if isinstance(layer, layers.BatchNormalization):
-            layer.trainable = weights == NONE if train_batchnorm is None else train_batchnorm
+            layer.trainable = trained
             layer.momentum = BATCHNORM_MOMENTUM
-    return model
 
 
 def _build_application(name: str, size: int, imagenet: bool, pooling: str | None) -> keras.Model:
@@ -239,7 +263,10 @@ def add_flags(parser: argparse.ArgumentParser, backbone: str | None, note: str =
         help=f"any model of keras.applications, mobilenet_0.75 or efficientnet_lite0 to 4{note}",
     )
     parser.add_argument(
-        "--weights", default=IMAGENET, help=f"initial weights of the backbone: {IMAGENET}, {NONE}, or a file"
+        "--weights",
+        default=IMAGENET,
+        help=f"initial weights of the backbone: {IMAGENET}, {NONE}, or a file, "
+        "also of a classifier or U-Net trained here",
     )
     parser.add_argument(
         "--scaling",

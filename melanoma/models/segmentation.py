@@ -17,6 +17,7 @@ from melanoma.errors import InputError
 from melanoma.models import backbones
 from melanoma.models.fused_batchnorm import BatchNormalization
 
+import h5py
 import keras
 from keras import layers, ops
 
@@ -45,7 +46,8 @@ def build(design: Design, size: int, weights: str = backbones.NONE) -> keras.Mod
     Args:
         design: network, input size, backbone and scaling.
         size: side of images and masks in pixels; they are resized to the input size and back inside the model.
-        weights: initial weights of the backbone, see `backbones.build`; ignored for segnet.
+        weights: initial weights of the backbone, see `backbones.build`, or the file of a whole network of this design;
+            ignored for segnet.
 
     Returns:
         Model from RGB (N, size, size, 3) in [0, 255] to the probability of lesion, float32 (N, size, size, 1).
@@ -72,7 +74,18 @@ def build(design: Design, size: int, weights: str = backbones.NONE) -> keras.Mod
     x = layers.Conv2D(1, 1, activation="sigmoid", dtype="float32", name="lesion")(x)
     if x.shape[1] != size:
         x = layers.Resizing(size, size, dtype="float32", name="resize_output")(x)
-    return keras.Model(images, x, name=design.network)
+    model = keras.Model(images, x, name=design.network)
+    if is_of_segmentation(weights):
+        backbones.load_weights(model, Path(weights))
+    return model
+
+
+def is_of_segmentation(weights: str) -> bool:
+    """Whether initial weights are a file of a whole segmentation network, not of a backbone or classifier."""
+    if not Path(weights).is_file() or not h5py.is_hdf5(weights):
+        return False
+    with h5py.File(weights) as file:
+        return backbones.BACKBONE in file and "layers/conv2d" in file  # of the decoder; a classifier has none
 
 
 def restore(design: Mapping[str, Any], size: int, paths: Sequence[Path]) -> list[keras.Model]:

@@ -10,6 +10,7 @@ from zipfile import BadZipFile
 from melanoma.artifacts.atomic import atomic_write
 from melanoma.artifacts.store import Store
 from melanoma.errors import InputError
+from melanoma.log import log
 
 import numpy as np
 
@@ -85,6 +86,22 @@ def for_training(store: Store, network: str, training: str) -> Checkpoint:
     settings = {key: value for key, value in store.settings.items() if key not in NOT_OF_TRAINING}
     arrays = {key: digest for key, digest in store.inputs.items() if key.endswith(".npy")}
     return Checkpoint(folder(store, network) / f"{training}.npz", settings | arrays)
+
+
+def note_finished(store: Store, name: str, continued: bool, **fields: str) -> None:
+    """Logs that a finished training is replaced by one that begins anew, unless it is continued.
+
+    Args:
+        store: data folder.
+        name: key of contract.FILES of the settings that are saved with the weights.
+        continued: whether --continue is set.
+        fields: see `Store.path`.
+    """
+    if not continued and store.has(name, **fields) and not folder(store, fields.get("backbone", "segnet")).exists():
+        log.info(
+            "the finished training in %s is replaced: this one begins anew; --continue would go on from its weights",
+            store.data,
+        )
 
 
 def remove(store: Store, network: str) -> None:

@@ -63,6 +63,7 @@ class ClassifierSettings:
     folds: int  # networks per seed, each trained without one fold; 1: no cross-validation
     seeds: int  # networks per fold
     seed: int
+    continued: bool  # whether to start from the weights in the data folder
     recipe: Recipe
 
     @classmethod
@@ -117,6 +118,7 @@ class ClassifierTrainer:
             InputError: a class is absent, or --pretrain has no images.
         """
         store, settings, recipe = self.store, self.settings, self.settings.recipe
+        checkpoints.note_finished(store, "classifier_settings", settings.continued, backbone=settings.backbone)
         teacher.check(store, recipe.teacher, settings.folds, settings.seed, settings.backbone)
         labels, source = load_labels(store), store.load("source", split="train")
         images = {split: store.load("roi", split=split) for split in labels}
@@ -133,9 +135,11 @@ class ClassifierTrainer:
         trained, notes = [], dict[str, dict[str, Any]]()
         for member in members:
             keras.utils.set_random_seed(member.seed)
-            network = self._build()
+            network = self._build(member)
             notes[member.name] = {}
-            if recipe.pretrain and member.seed not in initial:
+            if settings.continued:
+                log.info("continuing from the weights in %s", store.data)
+            elif recipe.pretrain and member.seed not in initial:
                 data = TrainingData(images, labels, targets, alone)
                 notes[member.name] = self._pretrain(network, data, member.seed)
                 initial[member.seed] = network.model.get_weights()
@@ -147,16 +151,21 @@ class ClassifierTrainer:
             trained.append(network)
         return TrainedClassifiers(trained, notes, out_of_fold_mask(members, fold_of_row))
 
-    def _build(self) -> classifier.Classifier:
-        settings = self.settings
-        return classifier.build(
+    def _build(self, member: Member) -> classifier.Classifier:
+        store, settings = self.store, self.settings
+        trained = BATCHNORM[settings.recipe.batchnorm]
+        network = classifier.build(
             settings.backbone,
-            self.store.load("roi", split="train").shape[1],
-            settings.weights,
+            store.load("roi", split="train").shape[1],
+            backbones.NONE if settings.continued else settings.weights,
             settings.scaling,
             settings.input_size,
-            BATCHNORM[settings.recipe.batchnorm],
+            settings.weights == backbones.NONE if trained is None else trained,
         )
+        if settings.continued:
+            path = store.check("classifier_weights", backbone=settings.backbone, member=member.name)
+            backbones.load_weights(network.model, path)
+        return network
 
     def _targets(self, targets: np.ndarray, member: Member, count: int) -> np.ndarray:
         """The labels of train, float32 (N, 3); if there is a teacher, the first `count` are mixed with soft labels."""
@@ -179,23 +188,33 @@ class ClassifierTrainer:
     def _train_member(
         self, network: classifier.Classifier, data: TrainingData, member: Member, needed: int
     ) -> dict[str, Any]:
-        """Trains a network; features are computed of the first `needed` rows of train."""
+        """Trains a network; `needed`: see `_train_head`. The head of a continued network is trained already."""
         store, settings = self.store, self.settings
         log.info(
             "%s%s: %d weights, %d training rows",
             *(settings.backbone, member.name, network.model.count_params(), len(data.rows)),
         )
+        is_full, notes = settings.recipe.train == "full", dict[str, Any]()
+        if not (is_full and settings.continued):
+            notes |= self._train_head(network, data, member, needed)
+        if is_full:
+            notes |= note("full", self._fit("full", network.model, data, member))
+        if self.devices.leads:
+            store.save_weights("classifier_weights", network.model, backbone=settings.backbone, member=member.name)
+        return notes
+
+    def _train_head(
+        self, network: classifier.Classifier, data: TrainingData, member: Member, needed: int
+    ) -> dict[str, Any]:
+        """Trains the head on features of the frozen backbone; of train those of the first `needed` rows."""
+        store, settings = self.store, self.settings
         counts = {split: len(images) for split, images in data.inputs.items()} | {"train": needed}
         features = self._features(network, counts)
-        if settings.weights == backbones.NONE:
+        if settings.weights == backbones.NONE and not settings.continued:
             log.info("head on features of a random backbone: expect an AUC near 0.5 in this phase")
         notes = note("head", self._fit("head", network.head, replace(data, inputs=features), member))
         if self.devices.leads:
             store.save_weights("head_weights", network.head, backbone=settings.backbone, member=member.name)
-        if settings.recipe.train == "full":
-            notes |= note("full", self._fit("full", network.model, data, member))
-        if self.devices.leads:
-            store.save_weights("classifier_weights", network.model, backbone=settings.backbone, member=member.name)
         return notes
 
     def _features(self, network: classifier.Classifier, counts: dict[str, int]) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ from melanoma.dataset.splits import (
 )
 from melanoma.errors import InputError, StageError
 from melanoma.log import log
-from melanoma.models import losses, segmentation
+from melanoma.models import backbones, losses, segmentation
 from melanoma.training import checkpoints, distributed, loop
 from melanoma.training.batches import Batches, BatchOptions
 from melanoma.training.callbacks import LAST, Draw, TrainingRun
@@ -53,6 +53,7 @@ class SegmentationSettings:
     augmentation: str  # of augment.RANGES
     folds: int  # networks per seed, each trained without one fold; 1: trained on all images
     seeds: int  # networks per fold
+    continued: bool  # whether to start from the weights in the data folder
     pretrain: int  # epochs on the images of --extra alone, before the training of the folds
     extra_weight: float  # of the images of --extra in the training of the folds
     seed: int
@@ -94,6 +95,7 @@ class SegmentationTrainer:
             InputError: a network would have no training images, or --pretrain has none.
         """
         store, settings = self.store, self.settings
+        checkpoints.note_finished(store, "segnet_settings", settings.continued)
         # No augmented copies: they only balance the classes for the classifier.
         with_mask, validation = self._rows_with_mask("train"), self._rows_with_mask("val")
         if not len(with_mask):
@@ -124,7 +126,9 @@ class SegmentationTrainer:
                 )
             model = self._build(design, member)
             log.info("%s%s: %d weights, %d training images", model.name, member.name, model.count_params(), len(rows))
-            if settings.pretrain and member.seed in initial:
+            if settings.continued:
+                log.info("continuing from the weights in %s", store.data)
+            elif settings.pretrain and member.seed in initial:
                 model.set_weights(initial[member.seed])
             elif settings.pretrain:
                 seed = f"_seed{member.seed}" if settings.seeds > 1 else ""
@@ -153,7 +157,15 @@ class SegmentationTrainer:
         settings = self.settings
         # All networks differ at the start.
         keras.utils.set_random_seed((member.seed + settings.seeds * (member.fold + 1)) % 2**32)
-        return segmentation.build(design, self.store.load("images", split="train").shape[1], settings.weights)
+        size = self.store.load("images", split="train").shape[1]
+        if not settings.continued:
+            return segmentation.build(design, size, settings.weights)
+        path = self.store.check("segnet_weights", member=member.name)
+        (model,) = segmentation.restore(asdict(design), size, [path])
+        for layer in model.layers:
+            if isinstance(layer, keras.Model):
+                backbones.set_batchnorm(layer, settings.weights == backbones.NONE)
+        return model
 
     def _fit(
         self, model: keras.Model, name: str, data: MaskData, epochs: int, keep: str, seed: int

@@ -24,7 +24,7 @@ def tool(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tool in an environment of its own, because it needs an older pandas."""
     environment = tmp_path_factory.mktemp("challenge")
     subprocess.run([sys.executable, "-m", "venv", environment], check=True)
-    install = [environment / "bin" / "python", "-m", "pip", "install", "--quiet", "-r", LOCK]
+    install = [str(part) for part in (environment / "bin" / "python", "-m", "pip", "install", "--quiet", "-r", LOCK)]
     if subprocess.run(install, capture_output=True, check=False).returncode:
         pytest.skip("isic-challenge-scoring cannot be installed here")
     return environment / "bin" / "isic-challenge-scoring"
@@ -41,7 +41,7 @@ def predicted(finished: Path, source: Path, tmp_path_factory: pytest.TempPathFac
 
 
 def score(tool: Path, task: str, truth: Path, prediction: Path) -> dict[str, Any]:
-    command = [tool, "--output", "json", task, truth, prediction]
+    command = [str(part) for part in (tool, "--output", "json", task, truth, prediction)]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from melanoma.artifacts.atomic import sha256
 from melanoma.errors import InputError
-from melanoma.models import backbones, classifier
+from melanoma.models import backbones, classifier, segmentation
 
 import keras
 import numpy as np
 import pytest
 import toy
+import toy_training
 
 SIZE = 32
 
@@ -103,6 +104,20 @@ def test_weight_file_gives_the_features_of_the_model_that_wrote_it(weight_file: 
     loaded, other = (backbones.build("toy", SIZE, weights, pooling="avg") for weights in (str(weight_file), "none"))
     assert loaded.predict_on_batch(images) == pytest.approx(expected, rel=1e-5)
     assert other.predict_on_batch(images) != pytest.approx(expected, rel=0.1)
+
+
+@pytest.mark.parametrize("whole", ["classifier", "unet"])
+def test_weights_are_those_of_the_backbone_inside_a_network_trained_here(whole: str, tmp_path: Path) -> None:
+    path = tmp_path / "whole.weights.h5"
+    if whole == "classifier":
+        network = classifier.build("toy", SIZE, "none")
+        network.model.save_weights(path)
+        inside = network.backbone
+    else:
+        model = segmentation.build(segmentation.Design("unet", SIZE, "toy"), SIZE)
+        model.save_weights(path)
+        (inside,) = (layer for layer in model.layers if isinstance(layer, keras.Model))
+    assert toy_training.same_weights(backbones.build("toy", SIZE, str(path), pooling="avg"), inside)
 
 
 def test_batch_normalisation_is_trained_only_from_random_weights(weight_file: Path) -> None:

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 from melanoma.errors import InputError
-from melanoma.models import backbones, segmentation
+from melanoma.models import backbones, classifier, segmentation
 from melanoma.models.segmentation import Design
 
 import keras
 import numpy as np
 import pytest
 import toy
+import toy_training
 
 SIZE = 32
 
@@ -123,6 +124,24 @@ def test_skip_features_are_the_last_maps_of_every_level_without_padded_ones_and_
 def test_real_backbones_have_skip_features_of_five_levels(backbone: str, sides: list[int]) -> None:
     model = backbones.build(backbone, 192, "none")
     assert [features.shape[1] for features in segmentation.skip_features(model)] == sides
+
+
+def encoder_of(model: keras.Model) -> keras.Model:
+    (encoder,) = (layer for layer in model.layers if isinstance(layer, keras.Model))
+    return encoder
+
+
+def test_unet_starts_with_the_weights_of_another_or_with_the_backbone_of_a_classifier(tmp_path: Path) -> None:
+    unet, network = segmentation.build(Design("unet", SIZE, "toy"), SIZE), classifier.build("toy", SIZE, "none")
+    unet.save_weights(tmp_path / "unet.weights.h5")
+    network.model.save_weights(tmp_path / "classifier.weights.h5")
+    again, other = (
+        segmentation.build(Design("unet", SIZE, "toy"), SIZE, str(tmp_path / f"{name}.weights.h5"))
+        for name in ("unet", "classifier")
+    )
+    assert toy_training.same_weights(again, unet)
+    assert toy_training.same_weights(encoder_of(other), network.backbone)
+    assert not toy_training.same_weights(other, unet)
 
 
 def test_unet_starts_with_the_given_backbone_weights(tmp_path: Path) -> None:

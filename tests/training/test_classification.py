@@ -364,7 +364,8 @@ def test_pretraining_uses_only_added_images_and_once_per_seed(with_extra: Path, 
     assert toy_training.same_weights(backbones[0], backbones[2])  # that of the head's training stays frozen
     assert not toy_training.same_weights(backbones[0], backbones[1])
     keras.utils.set_random_seed(0)
-    assert not toy_training.same_weights(trainer(with_extra)._build().backbone, backbones[0])
+    member = Member("", -1, 0)
+    assert not toy_training.same_weights(trainer(with_extra)._build(member).backbone, backbones[0])
 
 
 def test_pretraining_without_added_images_is_refused(folder: Path) -> None:

@@ -33,6 +33,7 @@ SETTINGS: dict[str, Any] = {
     "folds": 1,
     "seeds": 1,
     "pretrain": 0,
+    "continued": False,
     "extra_weight": 1.0,
     "seed": 0,
 }
