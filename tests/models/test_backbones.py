@@ -142,14 +142,6 @@ def test_weights_of_another_architecture_are_refused(weight_file: Path) -> None:
         backbones.load_weights(other, weight_file)
 
 
-@pytest.mark.filterwarnings("ignore:Skipping nested container:UserWarning")
-def test_weights_of_a_classifier_are_not_those_of_its_backbone(tmp_path: Path) -> None:
-    path = tmp_path / "classifier.weights.h5"
-    classifier.build("toy", SIZE, "none").model.save_weights(path)
-    with pytest.raises(InputError, match="does not fit toy"):
-        backbones.build("toy", SIZE, str(path))
-
-
 @pytest.mark.filterwarnings("ignore:.*HDF5 file via:UserWarning")
 def test_full_model_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.h5"
