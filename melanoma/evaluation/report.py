@@ -49,6 +49,7 @@ OF_RUN = {
     "segnet_jaccard": "Jaccard index of the predicted masks by size and class of the lesion.",
     "roi": "Image, predicted mask and what the classifier sees.",
 }
+HUB_METRICS = {"auc": "roc_auc", "f1": "f1"}  # end of a metric's name here: its type on the Hugging Face Hub
 WIDE = 900  # pixels; wider figures take the whole width of the page
 
 
@@ -192,6 +193,50 @@ def content(graphics: Path, metrics: dict[str, Any], current: Set[str]) -> dict[
     }
 
 
+def front_matter(variables: Mapping[str, Any], results: Mapping[str, Any]) -> dict[str, Any]:
+    """What the Hugging Face Hub reads at the top of a model card.
+
+    Args:
+        variables: from `content`.
+        results: of the first system, by split.
+
+    Source: https://github.com/huggingface/hub-docs/blob/main/modelcard.md.
+    """
+    sources = ["synthetic images"] if variables["synthetic"] else [one["layout"] for one in variables["sources"]]
+    non_commercial = any("CC-BY-NC" in one["credit"] for one in variables["sources"])
+    of_data = {"license": "cc-by-nc-4.0"} if non_commercial else {"license": "other", "license_name": "as-the-data"}
+    datasets = [slug(name) for name in sources]
+    return of_data | {
+        "library_name": "keras",
+        "pipeline_tag": "image-classification",
+        "tags": ["melanoma", "dermoscopy", "medical"],
+        "datasets": datasets,
+        "metrics": ["roc_auc", "f1"],
+        "model-index": [
+            {
+                "name": variables["name"],
+                "results": [
+                    {
+                        "task": {"type": "image-classification"},
+                        "dataset": {"name": sources[0], "type": datasets[0], "split": SPLIT_NAMES[split]},
+                        "metrics": [
+                            {"type": kind, "name": name, "value": value}
+                            for name, value in results[split]["metrics"].items()
+                            if value is not None and (kind := HUB_METRICS.get(name.partition(" at ")[0].split(" ")[-1]))
+                        ],
+                    }
+                    for split in variables["summaries"]
+                ],
+            }
+        ],
+    }
+
+
+def slug(text: str) -> str:
+    """A name of letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
 def write(graphics: Path, metrics: dict[str, Any], current: Set[str] = frozenset()) -> None:
     """Writes the page, and the model card if the first system is a classifier of this pipeline; see `content`."""
     environment = Environment(
@@ -203,5 +248,7 @@ def write(graphics: Path, metrics: dict[str, Any], current: Set[str] = frozenset
         keep_trailing_newline=True,
     )
     variables = content(graphics, metrics, current)
+    (first, *_) = metrics["systems"].values()
+    variables["front_matter"] = front_matter(variables, first["splits"])
     for file in [PAGE] if variables["submitted"] else [PAGE, CARD]:
         write_text(graphics / file, environment.get_template(TEMPLATES[file]).render(variables))

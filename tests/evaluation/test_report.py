@@ -96,6 +96,28 @@ def test_page_and_card_have_the_commands_of_the_run(page: str, card: str, finish
         assert str(pipeline.ROOT) not in text and str(finished) not in text
 
 
+def text_of(card: str) -> str:
+    """A model card without its front matter."""
+    _, _, text = card.removeprefix("---\n").partition("\n---\n")
+    return text
+
+
+def test_front_matter_of_the_card_has_data_licence_and_every_auc(metrics: dict[str, Any], tmp_path: Path) -> None:
+    _, card = rewrite(metrics, False, tmp_path)
+    lines = card.removeprefix("---\n").partition("\n---\n")[0].splitlines()
+    front = {key: json.loads(value) for key, _, value in (line.partition(": ") for line in lines)}  # JSON is YAML
+    assert (front["license"], front["library_name"]) == ("other", "keras")
+    assert front["datasets"] == ["isic-2017-challenge"]
+    (model,) = front["model-index"]
+    (system,) = metrics["systems"].values()
+    splits = {one["dataset"]["split"]: one["metrics"] for one in model["results"]}
+    assert set(splits) == {"validation", "test"}
+    found = {one["name"]: one["value"] for one in splits["test"] if one["type"] == "roc_auc"}
+    expected = system["splits"]["test"]["metrics"]
+    assert found == {name: value for name, value in expected.items() if name.endswith(" auc")} != {}
+    assert any(one["type"] == "f1" for one in splits["test"])
+
+
 def test_card_says_what_the_model_is_for_and_how_it_decides(finished: Path, card: str) -> None:
     for needed in ("# Model card", "must not be used", "## Limits", "| melanoma |", "By sex and age: not measured"):
         assert needed in card
@@ -108,7 +130,7 @@ def test_card_says_what_the_model_is_for_and_how_it_decides(finished: Path, card
 def test_synthetic_run_says_so_first_and_does_not_name_the_challenge(metrics: dict[str, Any], tmp_path: Path) -> None:
     assert report.is_synthetic(report.made_with(metrics, BACKBONE))  # as segmentation_01_preprocessing.py recorded it
     page, card = rewrite(metrics, True, tmp_path)
-    assert card.splitlines()[0] == f"**{report.SYNTHETIC}**"
+    assert text_of(card).splitlines()[0] == f"**{report.SYNTHETIC}**"
     assert page.index(report.SYNTHETIC) < page.index("<h1>")
     for text in (page, card):
         assert "2017" not in text and "Codella" not in text and "CC-0" not in text
@@ -118,7 +140,7 @@ def test_run_on_real_images_names_the_challenge_and_is_not_called_synthetic(
     metrics: dict[str, Any], tmp_path: Path
 ) -> None:
     page, card = rewrite(metrics, False, tmp_path)
-    assert card.startswith("# Model card") and "CC-0" in card and "ISIC 2017" in card
+    assert text_of(card).startswith("# Model card") and "CC-0" in card and "ISIC 2017" in card
     for text in (page, card):
         assert "ynthetic" not in text and "Codella" in text
 
