@@ -70,7 +70,7 @@ def choose_threshold(store: Store, models: Sequence[keras.Model], options: MaskO
             "no test-time augmentation" if row["views"] == 1 else f"{row['views']} views",
             *(["clean-up"] if row["clean"] else []),
         ]
-        log.info("  %-40s%.4f", ", ".join([*steps, f"threshold {row['threshold']:.2f}"]), row["jaccard"])
+        log.info("  %-56s%.4f", ", ".join([*steps, f"threshold {row['threshold']:.2f}"]), row["jaccard"])
     wanted = {"views": options.views, "clean": options.clean, "threshold_chosen": True}
     threshold = next(float(row["threshold"]) for row in effects if row.items() >= wanted.items())
     return threshold, {
