@@ -45,7 +45,6 @@ from melanoma.training.callbacks import Draw
 import keras
 import numpy as np
 
-BACKBONE = "densenet121"
 BATCH_SIZE = 16
 EMA = 0.0
 # Flags that have no effect with --pretrained and --ensemble.
@@ -59,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = flags.base_parser(__doc__)
     flags.training_flags(parser, None, BATCH_SIZE, None, EMA, " in the last phase; default: depends on --train")
-    backbones.add_flags(parser, None, f"; mobilenet is the baseline; default: {BACKBONE}")
+    backbones.add_flags(parser, None, f"; mobilenet is the baseline; default: {contract.MAIN}")
     parser.add_argument(
         "--input-size",
         type=flags.positive_int,
@@ -175,7 +174,7 @@ def main(arguments: argparse.Namespace) -> None:
     hardware.log_device()
     keras.config.set_dtype_policy(arguments.precision)
     work = load_pretrained if arguments.pretrained else combine if arguments.ensemble else train
-    arguments.backbone = arguments.backbone or (BACKBONE if work is train else None)
+    arguments.backbone = arguments.backbone or (contract.MAIN if work is train else None)
     store = Store(arguments.data, contract.CLASSIFIER, vars(arguments) | {"keras_backend": keras.backend.backend()})
     store.settings["weights_sha256"] = backbones.weights_fingerprint(arguments.weights)
     size = store.load("roi", split=store.splits()[0]).shape[1]

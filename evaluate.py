@@ -40,7 +40,6 @@ from melanoma.artifacts.store import Store
 from melanoma.cli import flags, run
 from melanoma.errors import InputError
 from melanoma.evaluation import comparison, figures, report, scoring, subgroups, submissions, tables
-from melanoma.inference import classify
 from melanoma.log import log
 
 import numpy as np
@@ -63,7 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=classifier_name,
         metavar="NAME",
         help=f"evaluate only the classifier with this backbone, {contract.ENSEMBLE} or {contract.PRETRAINED}; default: "
-        f"all, first {contract.ENSEMBLE}, then {classify.MAIN}",
+        f"all, first {contract.ENSEMBLE}, then {contract.MAIN}",
     )
     parser.add_argument(
         "--predictions",

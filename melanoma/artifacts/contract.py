@@ -80,7 +80,13 @@ FILES = {
 
 # Names of classifiers that are no backbone: the one in pretrained/, and the mean of several of the user's own.
 PRETRAINED, ENSEMBLE = "pretrained", "ensemble"
+MAIN = "densenet121"  # the classifier of this project; others are compared with it
 MEMBER_NAME = re.compile(r"(_fold\d+)?(_seed\d+)?")  # of an ensemble's networks, see melanoma.dataset.splits
+
+
+def classifier_order(name: str) -> tuple[bool, bool, bool, str]:
+    """Sort key of classifiers: the ensemble first, then the main one, the pretrained one last, the others by name."""
+    return name != ENSEMBLE, name != MAIN, name == PRETRAINED, name
 
 
 def check_shape(path: Path, file: File, dtype: np.dtype, shape: tuple[int, ...]) -> None:

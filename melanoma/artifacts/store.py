@@ -132,10 +132,11 @@ class Store:
         return self._key(self.path(name, **fields)) in self.manifest
 
     def classifiers(self) -> list[str]:
-        """Names of the classifiers of which the manifest lists probabilities of any split, in alphabetical order."""
+        """Names of the classifiers of which the manifest lists probabilities of any split, see `classifier_order`."""
         fields = {"split": f"({'|'.join(SPLITS)})", "backbone": "([a-z0-9.]+)"}
         pattern = re.compile(contract.FILES["probabilities"].path.format(**fields))
-        return sorted({match[2] for key in self.manifest if (match := pattern.fullmatch(key))})
+        found = {match[2] for key in self.manifest if (match := pattern.fullmatch(key))}
+        return sorted(found, key=contract.classifier_order)
 
     def _key(self, path: Path) -> str:
         return path.relative_to(self.data).as_posix()

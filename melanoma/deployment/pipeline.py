@@ -135,13 +135,13 @@ def from_data(data: Path, views: int | None = None, backbone: str | None = None)
     Args:
         data: the folder.
         views: see `from_pretrained`.
-        backbone: name of the classifier; None: the first of `classify.order`.
+        backbone: name of the classifier; None: the first of `Store.classifiers`.
 
     Raises:
         StageError: networks are missing or stale.
     """
     store = Store(data, contract.EVALUATION, {})
-    name = backbone or next(iter(classify.names(store)), None)
+    name = backbone or next(iter(store.classifiers()), None)
     if name is None:
         raise StageError(f"{data} contains no classifier: run {contract.CLASSIFIER} first")
     region = classify.roi_setting(store)

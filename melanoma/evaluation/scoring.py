@@ -13,7 +13,6 @@ from melanoma.dataset.splits import OFFICIAL, UNLABELLED, base_rows, load_labels
 from melanoma.errors import InputError, StageError
 from melanoma.evaluation import submissions
 from melanoma.evaluation.subgroups import subgroups
-from melanoma.inference import classify
 from melanoma.log import log
 from melanoma.metrics import bootstrap, classification, segmentation
 from melanoma.sources.layouts import challenge_2017
@@ -184,7 +183,7 @@ def load_systems(store: Store, images: Images, files: Sequence[Path], backbone: 
     submitted = [replace(system, store=store.branch()) for system in load_submissions(files, images)]
     classifiers: list[System] = []
     errors: dict[str, StageError] = {}
-    for name in [backbone] if backbone else classify.names(store):
+    for name in [backbone] if backbone else store.classifiers():
         try:
             classifiers.append(load_classifier(store, images, name))
         except StageError as problem:

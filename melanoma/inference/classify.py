@@ -15,18 +15,6 @@ from melanoma.log import log
 
 import numpy as np
 
-MAIN = "densenet121"  # the classifier of this project; others are compared with it
-
-
-def order(name: str) -> tuple[bool, bool, bool, str]:
-    """Sort key of classifiers: the ensemble first, then the main one, the pretrained one last, the others by name."""
-    return name != contract.ENSEMBLE, name != MAIN, name == contract.PRETRAINED, name
-
-
-def names(store: Store) -> list[str]:
-    """The classifiers of a data folder, in this order."""
-    return sorted(store.classifiers(), key=order)
-
 
 def predict_splits(
     store: Store, classifier: Ensemble, batch_size: int, out_of_fold: np.ndarray | None = None

@@ -15,6 +15,7 @@ import pytest
 
 PAGES = [pipeline.ROOT / "README.md", *sorted((pipeline.ROOT / "docs").glob("*.md"))]
 PROSE = [*PAGES, *(pipeline.ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "data/README.md"))]
+OTHER_SCRIPTS = ("download_data.py", "predict.py")
 README_BYTES = 10_240
 FILE_NAME = re.compile(r"[\w/{},]+\.(?:weights\.h5|npy|json|png|csv|html|md)")
 COMMAND = re.compile(r"python (\w+\.py)([^`\n#|;&]*)")
@@ -184,7 +185,7 @@ def test_relative_links_and_code_paths_of_the_page_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PROSE, ids=page_id)
 def test_flags_of_the_page_exist(page: Path) -> None:
-    known = {flag for script in (*pipeline.SCRIPTS, "download_data.py") for flag in flags_of(script)}
+    known = {flag for script in (*pipeline.SCRIPTS, *OTHER_SCRIPTS) for flag in flags_of(script)}
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     named = set(re.findall(r"`[^`]*?(--[a-z][a-z-]+)", text)) - FOREIGN_FLAGS
     assert named <= known

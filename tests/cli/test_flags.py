@@ -84,7 +84,7 @@ def test_defaults_of_the_common_flags() -> None:
     assert arguments == {
         "data": Path("data"), "graphics": Path("graphics"), "seed": 0, "limit": None,
         "epochs": None, "batch_size": 16, "learning_rate": 1e-3, "ema": 0.99,
-        "precision": "float32", "restart": False, "distribute": False, "flags": "",
+        "precision": "float32", "restart": False, "continued": False, "distribute": False, "flags": "",
     }  # fmt: skip
 
 

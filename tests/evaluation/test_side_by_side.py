@@ -10,7 +10,6 @@ from melanoma.artifacts.store import Store
 from melanoma.classes import MELANOMA
 from melanoma.errors import StageError
 from melanoma.evaluation import report, scoring, submissions, tables
-from melanoma.inference import classify
 from melanoma.metrics import bootstrap, classification
 
 import numpy as np
@@ -57,7 +56,7 @@ def load(folder: Path, backbone: str | None = None, *files: Path) -> list[scorin
 def test_the_ensemble_is_the_main_classifier_then_densenet_and_pretrained_networks_come_last() -> None:
     names = ["xception", "pretrained", "mobilenet", "densenet121", "ensemble", "densenet169"]
     expected = ["ensemble", "densenet121", "densenet169", "mobilenet", "xception", "pretrained"]
-    assert sorted(names, key=classify.order) == expected
+    assert sorted(names, key=contract.classifier_order) == expected
 
 
 def test_all_classifiers_are_evaluated_on_the_splits_they_predict(several: Path) -> None:
