@@ -134,7 +134,7 @@ def train(arguments: argparse.Namespace) -> tuple[np.ndarray, dict[str, tuple[np
 def main() -> None:
     """Trains once, then compares the rules."""
     parser = densenet_train.build_parser()
-    parser.set_defaults(backbone=densenet_train.BACKBONE)
+    parser.set_defaults(backbone=contract.MAIN)
     arguments = parser.parse_args()
     if arguments.folds == 1 or arguments.pretrained or arguments.ensemble:
         parser.error("this benchmark trains a cross-validation: use --folds 2 or more")

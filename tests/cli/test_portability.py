@@ -42,6 +42,6 @@ def test_scripts_start_and_preprocess_without_posix_modules(tmp_path: Path) -> N
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("usage: ") == len(SCRIPTS) == 6
+    assert done.stdout.count("usage: ") == len(SCRIPTS) > 6
     assert np.load(tmp_path / "data" / "arrays" / "val_images.npy").shape == (3, 32, 32, 3)
     assert not [path for path in (tmp_path / "data").iterdir() if path.name.startswith(".")]

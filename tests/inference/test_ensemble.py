@@ -8,7 +8,7 @@ from typing import Any
 from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
 from melanoma.errors import InputError, StageError
-from melanoma.inference import ensemble, predict
+from melanoma.inference import ensemble, openvino, predict
 from melanoma.inference.calibration import Calibration
 from melanoma.inference.ensemble import Blend, Ensemble
 from melanoma.models import backbones, classifier
@@ -106,6 +106,7 @@ def test_every_backbone_counts_equally_however_many_networks_it_has() -> None:
 
 
 def test_every_network_is_called_once_for_every_batch(two: Ensemble, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino, "MAX_EAGER_VIEWS", 0)
     calls = {}
     for one in two.classifiers:
         calls[one.model] = 0

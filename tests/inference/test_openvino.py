@@ -271,6 +271,22 @@ def test_keras_predicts_few_images(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @needs_openvino
+def test_network_converted_before_predicts_few_images_too() -> None:
+    model = small_network()
+    list(openvino.Inference([model], MANY).networks())
+    assert openvino.Inference([model], 1).name.startswith("openvino")
+    assert openvino.Inference([model, small_network()], 1).name.startswith("keras")
+
+
+def test_few_images_are_computed_without_compiling_and_without_padding(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = small_network(), make_images(3)
+    expected = model.predict_on_batch(images)
+    monkeypatch.setattr(type(model), "predict_on_batch", lambda *_: pytest.fail("compiled"))
+    found = np.concatenate(list(predict([model], images, 16, "images")))
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+@needs_openvino
 def test_telemetry_of_openvino_is_off() -> None:
     openvino.load_openvino()
     assert sys.modules["openvino_telemetry"] is None
