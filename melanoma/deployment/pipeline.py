@@ -124,7 +124,7 @@ def from_pretrained(views: int | None = None, backbone: str | None = None) -> Pi
         description["roi"],
         size,
         classifier,
-        description["thresholds"],
+        description["thresholds"] or default_thresholds(),
         made_of,
     )
 
@@ -181,5 +181,10 @@ def load_thresholds(store: Store, name: str, settings: Mapping[str, Any]) -> dic
     if settings.get("thresholds"):
         return settings["thresholds"]
     if not store.has("thresholds", backbone=name):
-        return {CLASSES[index]: classification.default_points() for index in TASKS}
+        return default_thresholds()
     return json.loads(store.check("thresholds", backbone=name).read_text(encoding="utf-8"))
+
+
+def default_thresholds() -> dict[str, dict[str, float]]:
+    """The thresholds of classifiers for which none were chosen."""
+    return {CLASSES[index]: classification.default_points() for index in TASKS}
