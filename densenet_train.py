@@ -38,7 +38,7 @@ from melanoma.evaluation import figures
 from melanoma.inference import classify, pretrained
 from melanoma.inference.ensemble import Ensemble
 from melanoma.inference.predict import views_flag
-from melanoma.models import backbones
+from melanoma.models import backbones, classifier
 from melanoma.training import checkpoints, classification, distributed, recipe
 from melanoma.training.callbacks import Draw
 
@@ -49,7 +49,7 @@ BATCH_SIZE = 16
 EMA = 0.0
 # Flags that have no effect with --pretrained and --ensemble.
 OF_TRAINING = (
-    *("weights", "scaling", "input_size", "folds", "seeds", "restart", "continued", "distribute"),
+    *("weights", "scaling", "input_size", "colour_constancy", "folds", "seeds", "restart", "continued", "distribute"),
     *(field.name for field in fields(recipe.Recipe) if field.name != "batch_size"),
 )
 
@@ -59,11 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = flags.base_parser(__doc__)
     flags.training_flags(parser, None, BATCH_SIZE, None, EMA, " in the last phase; default: depends on --train")
     backbones.add_flags(parser, None, f"; mobilenet is the baseline; default: {contract.MAIN}")
-    parser.add_argument(
-        "--input-size",
-        type=flags.positive_int,
-        help="side of the backbone's input in pixels; default: that of the arrays",
-    )
+    classifier.add_flags(parser)
     recipe.add_flags(parser)
     parser.add_argument(
         "--folds",
@@ -128,8 +124,7 @@ def train(arguments: argparse.Namespace, store: Store, roi: str) -> Result | Non
     part = {
         "backbone": arguments.backbone,
         "weights": arguments.backbone,
-        "scaling": arguments.scaling,
-        "input_size": ensemble.classifiers[0].input_size,
+        **asdict(ensemble.classifiers[0].preprocessing),
         "views": ensemble.views,
         "calibration": asdict(ensemble.calibration),
         "members": trained.members,

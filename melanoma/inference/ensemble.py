@@ -8,6 +8,7 @@ from typing import Any
 
 from melanoma.artifacts import contract
 from melanoma.artifacts.store import Store
+from melanoma.cli import flags
 from melanoma.inference.calibration import IDENTITY, Calibration
 from melanoma.inference.predict import predict
 from melanoma.models import backbones, classifier
@@ -109,7 +110,7 @@ def restore(part: dict[str, Any], size: int, paths: Sequence[Path]) -> Ensemble:
     """The networks described by an entry of `parts` in saved settings, with the weights of these files.
 
     Args:
-        part: backbone, scaling, input_size, members, views and calibration.
+        part: backbone, members, views, calibration, and what Preprocessing lists.
         size: side of the images in pixels.
         paths: one weight file for each member.
 
@@ -117,8 +118,9 @@ def restore(part: dict[str, Any], size: int, paths: Sequence[Path]) -> Ensemble:
         InputError: a weight file does not fit or is damaged.
     """
     classifiers = []
+    preprocessing = flags.to_dataclass(classifier.Preprocessing, {"colour_constancy": False} | part)
     for path in paths:
-        one = classifier.build(part["backbone"], size, backbones.NONE, part["scaling"], part["input_size"])
+        one = classifier.build(part["backbone"], size, backbones.NONE, preprocessing)
         backbones.load_weights(one.model, path)
         classifiers.append(one)
     return Ensemble(classifiers, list(part["members"]), part["views"], Calibration(**part["calibration"]))

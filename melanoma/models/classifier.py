@@ -1,17 +1,31 @@
 """The 3-class classifier: an ImageNet backbone and the classification head of 2018."""
 
-from dataclasses import dataclass
+import argparse
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from melanoma.classes import CLASSES
+from melanoma.cli import flags
 from melanoma.errors import InputError
-from melanoma.models import backbones
+from melanoma.models import backbones, colours
 
 import keras
 from keras import layers
 
 HEAD_UNITS = 1024
 HEAD_DROPOUT = 0.6
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What is done to an image before the backbone; saved next to the weights."""
+
+    scaling: str | None = None  # of colours, see `backbones.preprocess`
+    input_size: int | None = None  # side in pixels at which the backbone works; None: that of the images
+    colour_constancy: bool = False  # see `colours.shades_of_grey`
+
+
+AS_IS = Preprocessing()
 
 
 @dataclass(frozen=True)
@@ -22,18 +36,16 @@ class Classifier:
     size: int  # side of the images in pixels
     backbone: keras.Model  # from preprocessed images to features (N, C)
     head: keras.Model  # from features to probabilities (N, 3)
-    scaling: str | None = None  # of colours, see `backbones.preprocess`
-
-    @property
-    def input_size(self) -> int:
-        """Side in pixels at which the backbone works."""
-        return self.backbone.input_shape[1]
+    preprocessing: Preprocessing
 
     def preprocess(self, images: keras.KerasTensor) -> keras.KerasTensor:
-        """Resizes and scales RGB (N, size, size, 3) in [0, 255] for the backbone."""
-        if self.input_size != self.size:
-            images = layers.Resizing(self.input_size, self.input_size, name="resize_input")(images)
-        return backbones.preprocess(self.name, images, self.scaling)
+        """Prepares RGB (N, size, size, 3) in [0, 255] for the backbone."""
+        if self.preprocessing.colour_constancy:
+            images = colours.shades_of_grey(images)
+        side = self.preprocessing.input_size
+        if side != self.size:
+            images = layers.Resizing(side, side, name="resize_input")(images)
+        return backbones.preprocess(self.name, images, self.preprocessing.scaling)
 
     def extractor(self) -> keras.Model:
         """Model from RGB (N, size, size, 3) in [0, 255] to the backbone's features (N, C)."""
@@ -65,8 +77,7 @@ def build(
     name: str,
     size: int,
     weights: str,
-    scaling: str | None = None,
-    input_size: int | None = None,
+    preprocessing: Preprocessing = AS_IS,
     train_batchnorm: bool | None = None,
 ) -> Classifier:
     """A classifier with a randomly initialised head.
@@ -75,15 +86,16 @@ def build(
         name: key of `backbones.applications`.
         size: side of the images in pixels.
         weights: initial weights of the backbone, see `backbones.build`.
-        scaling: scaling of colours, see `backbones.preprocess`.
-        input_size: side in pixels at which the backbone works; None: `size`.
+        preprocessing: before the backbone.
         train_batchnorm: see `backbones.build`.
 
     Raises:
         InputError: see `backbones.build`.
     """
-    backbone = backbones.build(name, input_size or size, weights, "avg", train_batchnorm)
-    return Classifier(name, size, backbone, build_head(backbone.output_shape[-1]), scaling)
+    side = preprocessing.input_size or size
+    backbone = backbones.build(name, side, weights, "avg", train_batchnorm)
+    head = build_head(backbone.output_shape[-1])
+    return Classifier(name, size, backbone, head, replace(preprocessing, input_size=side))
 
 
 def build_head(features: int) -> keras.Model:
@@ -100,3 +112,17 @@ def build_head(features: int) -> keras.Model:
     x = layers.Dropout(HEAD_DROPOUT, name="dropout")(x)
     classes = layers.Dense(len(CLASSES), activation="softmax", dtype="float32", name="classes")(x)
     return keras.Model(inputs, classes, name="head")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds --input-size and --colour-constancy to a parser."""
+    parser.add_argument(
+        "--input-size",
+        type=flags.positive_int,
+        help="side of the backbone's input in pixels; default: that of the arrays",
+    )
+    parser.add_argument(
+        "--colour-constancy",
+        action="store_true",
+        help="divide the colours of each region of interest by that of the light (shades of grey)",
+    )

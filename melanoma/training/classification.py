@@ -38,7 +38,16 @@ LOSSES = {
 }
 PATIENCE = 10  # epochs without a better value
 # Settings on which the frozen features depend.
-OF_FEATURES = ("backbone", "backbone_sha256", "scaling", "precision", "input_size", "keras_backend", "rows")
+OF_FEATURES = (
+    "backbone",
+    "backbone_sha256",
+    "scaling",
+    "precision",
+    "input_size",
+    "colour_constancy",
+    "keras_backend",
+    "rows",
+)
 
 DrawPhase = Callable[[str, str], Draw]  # from phase and member name to what plots the curves
 
@@ -58,8 +67,7 @@ class ClassifierSettings:
 
     backbone: str
     weights: str  # initial weights of the backbone, see `backbones.build`
-    scaling: str | None  # see `backbones.preprocess`
-    input_size: int | None  # side of the backbone's input in pixels; None: that of the arrays
+    preprocessing: classifier.Preprocessing
     folds: int  # networks per seed, each trained without one fold; 1: no cross-validation
     seeds: int  # networks per fold
     seed: int
@@ -69,7 +77,10 @@ class ClassifierSettings:
     @classmethod
     def from_flags(cls, settings: Mapping[str, Any]) -> "ClassifierSettings":
         """The settings of a parsed command line, value by name."""
-        return flags.to_dataclass(cls, {**settings, "recipe": flags.to_dataclass(Recipe, settings)})
+        parts = {"recipe": Recipe, "preprocessing": classifier.Preprocessing}
+        return flags.to_dataclass(
+            cls, {**settings, **{name: flags.to_dataclass(part, settings) for name, part in parts.items()}}
+        )
 
 
 @dataclass(frozen=True)
@@ -158,8 +169,7 @@ class ClassifierTrainer:
             settings.backbone,
             store.load("roi", split="train").shape[1],
             backbones.NONE if settings.continued else settings.weights,
-            settings.scaling,
-            settings.input_size,
+            settings.preprocessing,
             settings.weights == backbones.NONE if trained is None else trained,
         )
         if settings.continued:

@@ -12,6 +12,7 @@ from melanoma.inference import ensemble, openvino, predict
 from melanoma.inference.calibration import Calibration
 from melanoma.inference.ensemble import Blend, Ensemble
 from melanoma.models import backbones, classifier
+from melanoma.models.classifier import Preprocessing
 
 import keras
 import numpy as np
@@ -25,7 +26,7 @@ CALIBRATION = Calibration(0.1, (0.0, 0.5, -0.5))
 
 def build(seed: int, backbone: str = BACKBONE, input_size: int = 8) -> classifier.Classifier:
     keras.utils.set_random_seed(seed)
-    return classifier.build(backbone, SIZE, backbones.NONE, None, input_size)
+    return classifier.build(backbone, SIZE, backbones.NONE, Preprocessing(input_size=input_size))
 
 
 def make_images(count: int = 5) -> np.ndarray:

@@ -11,6 +11,7 @@ from melanoma.dataset import decode
 from melanoma.inference import openvino, pretrained
 from melanoma.inference.predict import predict
 from melanoma.models import backbones, classifier, segmentation
+from melanoma.models.classifier import Preprocessing
 
 import keras
 import numpy as np
@@ -73,8 +74,10 @@ NETWORKS: dict[str, Callable[[], keras.Model]] = {
     "segnet_vgg16": lambda: segmenter("segnet_vgg16", 32, "vgg16", 40),
     "unet-mobilenetv2": lambda: segmenter("unet", 48, "mobilenetv2", 40),
     "unet-xception": lambda: segmenter("unet", 96, "xception", 64),
-    "classifier-densenet121": lambda: classifier.build("densenet121", 40, "none", input_size=32).model,
-    "extractor-vgg16": lambda: classifier.build("vgg16", SIZE, "none", "torch").extractor(),
+    "classifier-densenet121": lambda: classifier.build("densenet121", 40, "none", Preprocessing(input_size=32)).model,
+    "extractor-vgg16": lambda: classifier.build(
+        "vgg16", SIZE, "none", Preprocessing("torch", colour_constancy=True)
+    ).extractor(),
 }
 
 

@@ -12,6 +12,7 @@ from melanoma.errors import InputError
 from melanoma.inference import pretrained
 from melanoma.inference.calibration import Calibration
 from melanoma.models import backbones, classifier, segmentation
+from melanoma.models.classifier import Preprocessing
 from melanoma.models.segmentation import Design
 from melanoma.sources.layouts import challenge_2017
 
@@ -62,7 +63,9 @@ def test_segmentation_network_is_restored_from_its_description(folder: Path) -> 
 def test_classifiers_are_restored_for_images_of_another_size(folder: Path) -> None:
     keras.utils.set_random_seed(0)
     models = {
-        pretrained.weight_file(backbone, member): classifier.build(backbone, SIZE, backbones.NONE, None, 8).model
+        pretrained.weight_file(backbone, member): classifier.build(
+            backbone, SIZE, backbones.NONE, Preprocessing(input_size=8)
+        ).model
         for backbone, member in ((OTHER, ""), (BACKBONE, "_fold1"), (BACKBONE, "_fold2"))
     }
     design: dict[str, Any] = {"scaling": None, "input_size": 8, "views": 1, "calibration": {}, "extra": False}

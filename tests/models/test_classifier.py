@@ -24,8 +24,8 @@ def test_preprocessing_is_inside_the_model() -> None:
 
 
 def test_images_are_resized_to_the_input_size_inside_the_model() -> None:
-    network = classifier.build("toy", 40, "none", input_size=SIZE)
-    assert network.input_size == SIZE and network.backbone.input_shape[1] == SIZE
+    network = classifier.build("toy", 40, "none", classifier.Preprocessing(input_size=SIZE))
+    assert network.preprocessing.input_size == SIZE and network.backbone.input_shape[1] == SIZE
     assert network.model.input_shape == (None, 40, 40, 3) and network.extractor().input_shape == (None, 40, 40, 3)
     assert network.model.predict_on_batch(random_images(2, 40)).shape == (2, 3)
 
