@@ -38,7 +38,7 @@ def make_recipe(**changes: Any) -> Recipe:
 
 def trainer(folder: Path, devices: distributed.Devices = distributed.ONE, **changes: Any) -> ClassifierTrainer:
     used = vars(pipeline.parser(contract.CLASSIFIER).parse_args(FLAGS)) | changes
-    settings = flags.to_dataclass(ClassifierSettings, used | {"recipe": make_recipe(**changes)})
+    settings = ClassifierSettings.from_flags(used)
     store = Store(folder, contract.CLASSIFIER, used | OTHER_SETTINGS)
     return ClassifierTrainer(store, settings, devices, lambda phase, member: toy_training.draw_nothing)
 
