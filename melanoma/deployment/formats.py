@@ -49,11 +49,11 @@ def write_onnx(model: keras.Model, path: Path, half: bool) -> None:
 
 
 def halve_weights(graph: Any) -> None:
-    """Stores the weights of an ONNX graph as float16; the runtime converts them to float32 once, when it loads them."""
+    """Stores the kernels of an ONNX graph as float16; the runtime converts them to float32 once, when it loads them."""
     from onnx import TensorProto, helper, numpy_helper
 
     for tensor in graph.initializer:
-        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims):
+        if tensor.data_type == TensorProto.FLOAT and len(tensor.dims) > 1:  # kernels
             name, stored = tensor.name, f"{tensor.name}_float16"
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), stored))
             graph.node.insert(0, helper.make_node("Cast", [stored], [name], to=TensorProto.FLOAT))
