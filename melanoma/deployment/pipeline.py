@@ -1,5 +1,6 @@
 """Both networks as one, with what lies between them: from images to lesion masks and calibrated probabilities."""
 
+import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ from melanoma.deployment.overlay import Finding
 from melanoma.errors import StageError
 from melanoma.inference import classify, ensemble, gradcam, pretrained
 from melanoma.inference.ensemble import Blend
+from melanoma.inference.predict import views_flag
 from melanoma.inference.segment import MaskOptions, Segmenter
 from melanoma.metrics import classification
-from melanoma.models import segmentation
+from melanoma.models import backbones, segmentation
 
 import numpy as np
 
@@ -59,14 +61,14 @@ class Pipeline:
     def predict(self, images: np.ndarray) -> Predicted:
         """Predicts images, uint8 (N, size, size, 3)."""
         masks = np.concatenate(list(self.segmenter.masks(images, "")))
-        regions = np.stack(
-            [
-                roi.region_of_interest(image, mask, self.roi, self.region_size)[0]
-                for image, mask in zip(images, masks, strict=True)
-            ]
-        )
+        regions = self.regions(images, masks)
         probabilities, _ = self.classifier.probabilities(regions, BATCH_SIZE, "")
         return Predicted(masks, regions, probabilities)
+
+    def regions(self, images: np.ndarray, masks: np.ndarray) -> np.ndarray:
+        """What the classifier sees of images, uint8 (N, size, size, 3), with masks, uint8 (N, size, size, 1)."""
+        pairs = zip(images, masks, strict=True)
+        return np.stack([roi.region_of_interest(image, mask, self.roi, self.region_size)[0] for image, mask in pairs])
 
     def find(self, images: Sequence[Read], explain: bool) -> list[Finding]:
         """What is known of images that were read; `explain`: whether with Grad-CAM."""
@@ -103,6 +105,24 @@ class Pipeline:
         return gradcam.class_activation(network, predicted.regions, classes, BATCH_SIZE)
 
 
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say which networks predict; see `load`."""
+    networks = parser.add_mutually_exclusive_group()
+    networks.add_argument(
+        "--pretrained", action="store_true", help="use the networks in pretrained/; the default without --data"
+    )
+    networks.add_argument("--data", type=Path, help="data folder with networks that the scripts trained")
+    parser.add_argument(
+        "--backbone", type=backbones.backbone_name, help="use only the classifier of this backbone; default: the best"
+    )
+    views_flag(parser)
+
+
+def load(data: Path | None, views: int | None, backbone: str | None) -> Pipeline:
+    """The networks in a data folder, see `from_data`; None: see `from_pretrained`."""
+    return from_data(data, views, backbone) if data else from_pretrained(views, backbone)
+
+
 def from_pretrained(views: int | None = None, backbone: str | None = None) -> Pipeline:
     """The networks in `pretrained/`.
 
@@ -124,7 +144,7 @@ def from_pretrained(views: int | None = None, backbone: str | None = None) -> Pi
         description["roi"],
         size,
         classifier,
-        description["thresholds"],
+        description["thresholds"] or default_thresholds(),
         made_of,
     )
 
@@ -181,5 +201,10 @@ def load_thresholds(store: Store, name: str, settings: Mapping[str, Any]) -> dic
     if settings.get("thresholds"):
         return settings["thresholds"]
     if not store.has("thresholds", backbone=name):
-        return {CLASSES[index]: classification.default_points() for index in TASKS}
+        return default_thresholds()
     return json.loads(store.check("thresholds", backbone=name).read_text(encoding="utf-8"))
+
+
+def default_thresholds() -> dict[str, dict[str, float]]:
+    """The thresholds of classifiers for which none were chosen."""
+    return {CLASSES[index]: classification.default_points() for index in TASKS}
