@@ -16,12 +16,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from benchmarks import foreign_images
 from melanoma.artifacts.atomic import atomic_write
 from melanoma.cli import flags
 from melanoma.dataset import roi
 from melanoma.deployment import foreign, pipeline
+from melanoma.inference import pretrained
 from melanoma.inference.predict import predict
 from melanoma.models.classifier import Classifier
 from melanoma.sources import reader
@@ -39,6 +41,12 @@ Features = dict[str, np.ndarray]  # of N images, by name
 Score = Callable[[Features], np.ndarray]  # higher: less like the images of training
 
 
+def load_unet() -> tuple[keras.Model, dict[str, Any]]:
+    """The segmentation network and its design."""
+    (network,), settings = pretrained.load_segnet(foreign_images.SIZE)
+    return network, settings["design"]
+
+
 @dataclass
 class Extractor:
     """Computes features with the networks of a pipeline."""
@@ -50,7 +58,7 @@ class Extractor:
         """Builds the models that end in features."""
         self.classifiers = {part.classifiers[0].name: part.classifiers[0] for part in self.networks.classifier.parts}
         self.backbones = {name: self.classifiers[name].extractor() for name in (LITE, MOBILENET)}
-        self.unet = foreign.feature_model(self.networks.segmenter.models[0])
+        self.unet = foreign.feature_model(*load_unet())
 
     def features(self, kind: str, load: Callable[[], np.ndarray]) -> Features:
         """Features of images, uint8 (N, S, S, 3), which are loaded if their features are not in the cache."""

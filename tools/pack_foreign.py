@@ -45,7 +45,7 @@ def main(arguments: argparse.Namespace) -> None:
     """
     splits = reader.read(arguments.source).splits
     networks, settings = pretrained.load_segnet(SIZE)
-    features = foreign.feature_model(networks[0])
+    features = foreign.feature_model(networks[0], settings["design"])
     segmenter = Segmenter(networks, settings["threshold"], MaskOptions(settings["views"], True, BATCH_SIZE))
     train, validation = read(splits["train"]), read(splits["val"])
     lesion = np.concatenate(list(segmenter.probabilities(validation, "masks of validation")))
@@ -54,7 +54,7 @@ def main(arguments: argparse.Namespace) -> None:
         np.concatenate(list(predict([features], validation, BATCH_SIZE, "features of validation"))),
         foreign.probability_inside(lesion, segmenter.segment(lesion)),
     )
-    foreign.save(reference, [*settings["sha256"].values()])
+    foreign.save(reference, settings)
     path = pretrained.FOLDER / foreign.FILE
     log.info("%s, %.0f kB, threshold %.3f", path, path.stat().st_size / 1e3, reference.threshold)
 

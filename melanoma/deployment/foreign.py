@@ -5,12 +5,14 @@ the training images, and its uncertainty inside the mask that it predicts. Which
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from typing import Any
 
 from melanoma.artifacts.atomic import atomic_write, sha256
 from melanoma.inference import pretrained
 from melanoma.inference.predict import predict
+from melanoma.models import backbones
 
 import keras
 import numpy as np
@@ -20,7 +22,7 @@ from sklearn.covariance import LedoitWolf
 FLAG = "unlike the dermoscopic images of training"
 FILE = "foreign.npz"  # in pretrained.FOLDER
 CHECKSUMS = "checksums"  # entry of FILE: of the weight files of the networks that it belongs to
-LAYER = "decoder2_skip"  # of the U-Net; its input is the encoder's feature maps at 1/8 of the input's side
+LEVEL = 2  # of the U-Net's encoder, from 0: feature maps at 1/8 of the input's side
 KEPT = 0.95  # fraction of validation images that are not flagged
 CERTAIN = 0.999  # limit of mean probabilities, whose odds would be infinite
 BATCH_SIZE = 16  # images per network call
@@ -82,10 +84,23 @@ def fit(train: np.ndarray, features: np.ndarray, inside: np.ndarray) -> Referenc
     return Reference(mean, precision, center, scale, np.quantile(scores, KEPT, method="inverted_cdf"))
 
 
-def feature_model(network: keras.Model) -> keras.Model:
-    """Model from RGB (N, S, S, 3) in [0, 255] to the means of the feature maps before LAYER, (N, C)."""
-    maps = network.get_layer(LAYER).input
-    return keras.Model(network.input, layers.GlobalAveragePooling2D(name="features")(maps), name="unet_features")
+def feature_model(network: keras.Model, design: Mapping[str, Any]) -> keras.Model:
+    """Model from RGB (N, S, S, 3) in [0, 255] to the means of the encoder's feature maps, (N, C).
+
+    Built from the encoder, because OpenVINO makes outputs of all its levels that a network does not use.
+
+    Args:
+        network: a U-Net from `segmentation.build`.
+        design: fields of its `Design`.
+    """
+    (encoder,) = (layer for layer in network.layers if isinstance(layer, keras.Model))
+    images = keras.Input(network.input_shape[1:], name="images")
+    side = design["input_size"]
+    resized = images if side == images.shape[1] else layers.Resizing(side, side, name="resize_input")(images)
+    maps = keras.Model(encoder.input, encoder.outputs[LEVEL])(
+        backbones.preprocess(design["backbone"], resized, design["scaling"])
+    )
+    return keras.Model(images, layers.GlobalAveragePooling2D(name="features")(maps), name="unet_features")
 
 
 def probability_inside(probability: np.ndarray, masks: np.ndarray) -> np.ndarray:
@@ -125,27 +140,28 @@ class Detector:
         return self.scores(images, probability, masks) > self.reference.threshold
 
 
-def save(reference: Reference, checksums: Sequence[str]) -> None:
-    """Writes FILE for the segmentation networks with these SHA-256 of their weight files."""
+def save(reference: Reference, settings: Mapping[str, Any]) -> None:
+    """Writes FILE for packed segmentation networks; `settings` as in `load`."""
+    checksums = json.dumps([*settings["sha256"].values()])
     with atomic_write(pretrained.FOLDER / FILE) as stream:
-        np.savez_compressed(stream, allow_pickle=False, **{CHECKSUMS: json.dumps([*checksums])}, **asdict(reference))
+        np.savez_compressed(stream, allow_pickle=False, **{CHECKSUMS: checksums}, **asdict(reference))
 
 
-def load(networks: Sequence[keras.Model], checksums: Sequence[str]) -> tuple[Detector | None, str]:
-    """The detector of segmentation networks, by the first of them, and the SHA-256 of FILE.
+def load(network: keras.Model, settings: Mapping[str, Any]) -> tuple[Detector | None, str]:
+    """The detector for packed segmentation networks, and the SHA-256 of FILE.
 
     Args:
-        networks: the segmentation networks.
-        checksums: SHA-256 of their weight files.
+        network: the first of them.
+        settings: their description, see `pretrained.load_segnet`.
 
     Returns:
         None and "" where FILE is missing or belongs to other networks.
     """
-    path = pretrained.FOLDER / FILE
+    path, checksums = pretrained.FOLDER / FILE, [*settings["sha256"].values()]
     if not path.is_file():
         return None, ""
     with np.load(path, allow_pickle=False) as found:
-        if json.loads(str(found[CHECKSUMS])) != [*checksums]:
+        if json.loads(str(found[CHECKSUMS])) != checksums:
             return None, ""
         reference = Reference(**{field.name: found[field.name] for field in fields(Reference)})
-    return Detector(feature_model(networks[0]), reference), sha256(path)
+    return Detector(feature_model(network, settings["design"]), reference), sha256(path)

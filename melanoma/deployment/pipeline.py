@@ -127,7 +127,7 @@ def from_pretrained(views: int | None = None, backbone: str | None = None) -> Pi
     size = description["size"]
     models, masks = pretrained.load_segnet(size)
     options = MaskOptions(views or masks["views"], True, BATCH_SIZE)
-    detector, checksum = foreign.load(models, [*masks["sha256"].values()])
+    detector, checksum = foreign.load(models[0], masks)
     checksums = {**masks["sha256"], **description["sha256"], foreign.FILE: checksum}
     return Pipeline(
         size,

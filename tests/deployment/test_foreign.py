@@ -1,6 +1,7 @@
 """The flag of images unlike those of training."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from melanoma.artifacts.atomic import sha256
@@ -9,16 +10,19 @@ from melanoma.deployment import foreign, pipeline
 from melanoma.deployment.images import ImageFile, Read
 from melanoma.inference import ensemble, pretrained
 from melanoma.inference.segment import MaskOptions, Segmenter
-from melanoma.models import backbones, classifier
+from melanoma.models import backbones, classifier, segmentation
+from melanoma.models.segmentation import Design
 
 import keras
 import numpy as np
 import pytest
-from keras import layers
+import toy
 from pipeline import BACKBONE, ROOT
 from sklearn.metrics import roc_auc_score
 
-SIZE, CHANNELS, CHECKSUM = 32, 4, "a" * 64
+SIZE, CHANNELS = 32, toy.FEATURES
+DESIGN = Design("unet", SIZE, BACKBONE)
+SETTINGS = {"design": asdict(DESIGN), "sha256": {"segnet.weights.h5": "a"}}
 SHARED = ROOT.parent / "shared" / "isic2017"
 NEAR, FAR = 0, 100  # features
 
@@ -33,19 +37,18 @@ def reference(count: int = 100) -> foreign.Reference:
 
 
 def segnet() -> keras.Model:
-    """Has the layer of a U-Net from which features are taken; its probabilities are 1 where an image is not black."""
-    images = keras.Input((SIZE, SIZE, 3))
-    maps = layers.Conv2D(CHANNELS, 3, strides=8, padding="same", name="encoder")(images)
-    skip = layers.Conv2D(1, 1, name=foreign.LAYER)(maps)
-    lesion = layers.Rescaling(1e6)(layers.Conv2D(1, 1, kernel_initializer="ones", name="grey")(images))
-    zero = layers.Rescaling(0.0)(layers.UpSampling2D(8)(skip))
-    return keras.Model(images, layers.ReLU(1.0)(layers.Add()([lesion, zero])))
+    """A small U-Net."""
+    return segmentation.build(DESIGN, SIZE)
 
 
-def pictures(count: int = 3) -> np.ndarray:
-    images = np.random.default_rng(2).integers(1, 256, (count, SIZE, SIZE, 3)).astype(np.uint8)
-    images[:, : SIZE // 2] = 0
-    return images
+def pictures() -> np.ndarray:
+    return np.random.default_rng(2).integers(0, 256, (3, SIZE, SIZE, 3)).astype(np.uint8)
+
+
+@pytest.fixture
+def toy_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The toy's encoder has one level only."""
+    monkeypatch.setattr(foreign, "LEVEL", 0)
 
 
 @pytest.fixture
@@ -73,7 +76,7 @@ def test_far_features_and_uncertain_masks_are_each_enough() -> None:
 
 def test_distance_counts_standard_deviations_not_units() -> None:
     """A step along the direction in which training images differ most is the smaller one."""
-    train = values(0, 1000) * (10, 1, 1, 1)
+    train = values(0, 1000) * ([10] + (CHANNELS - 1) * [1])
     found = foreign.fit(train, train, np.linspace(0.8, 0.9, 1000))
     steps = np.eye(CHANNELS)[:2] * 9
     wide, narrow = foreign.measures(found.mean, found.precision, found.mean + steps, np.full(2, 0.85))[:, 0]
@@ -86,29 +89,31 @@ def test_probability_counts_inside_the_mask_only() -> None:
     assert foreign.probability_inside(probability, masks).tolist() == [0.75, 0]  # the second mask is empty
 
 
+@pytest.mark.usefixtures("toy_level")
 def test_features_are_means_of_the_maps() -> None:
-    network = segnet()
-    maps = keras.Model(network.input, network.get_layer("encoder").output)
-    images = pictures().astype(np.float32)
-    features = foreign.feature_model(network).predict_on_batch(images)
-    assert features == pytest.approx(maps.predict_on_batch(images).mean(axis=(1, 2)), rel=1e-4)
+    network, images = segnet(), pictures().astype(np.float32)
+    encoder = network.get_layer(toy.NAME)
+    maps = encoder.predict_on_batch(toy.preprocess(images))
+    features = foreign.feature_model(network, asdict(DESIGN)).predict_on_batch(images)
+    assert features == pytest.approx(maps.mean(axis=(1, 2)), rel=1e-4)
 
 
+@pytest.mark.usefixtures("toy_level")
 def test_is_saved_with_the_networks_it_belongs_to(folder: Path) -> None:
-    assert foreign.load([segnet()], [CHECKSUM]) == (None, "")
+    assert foreign.load(segnet(), SETTINGS) == (None, "")
     saved = reference()
-    foreign.save(saved, [CHECKSUM])
-    detector, checksum = foreign.load([segnet()], [CHECKSUM])
+    foreign.save(saved, SETTINGS)
+    detector, checksum = foreign.load(segnet(), SETTINGS)
     assert detector is not None and checksum == sha256(folder / foreign.FILE)
     features, inside = values(3, 5, 1), np.linspace(0.5, 0.9, 5)
     assert np.array_equal(detector.reference.scores(features, inside), saved.scores(features, inside))
     assert detector.reference.threshold == saved.threshold
-    assert foreign.load([segnet()], ["b" * 64]) == (None, "")
+    assert foreign.load(segnet(), SETTINGS | {"sha256": {"segnet.weights.h5": "b"}}) == (None, "")
 
 
 def test_shipped_description_belongs_to_the_shipped_network_and_is_small() -> None:
-    networks, settings = pretrained.load_segnet(SIZE)
-    detector, _ = foreign.load(networks, [*settings["sha256"].values()])
+    (network,), settings = pretrained.load_segnet(SIZE)
+    detector, _ = foreign.load(network, settings)
     assert detector is not None
     assert detector.features.output_shape[1:] == detector.reference.mean.shape
     assert (pretrained.FOLDER / foreign.FILE).stat().st_size < 300_000
@@ -121,7 +126,7 @@ def found_flags(threshold: float | None, flags: Sequence[str] = ()) -> list[list
     if threshold is not None:
         found = reference()
         values = (found.mean, found.precision, found.center, found.scale, np.array(threshold))
-        detector = foreign.Detector(foreign.feature_model(network), foreign.Reference(*values))
+        detector = foreign.Detector(foreign.feature_model(network, asdict(DESIGN)), foreign.Reference(*values))
     networks = pipeline.Pipeline(
         SIZE,
         Segmenter([network], 0.5, MaskOptions(1, True, 2)),
@@ -136,6 +141,7 @@ def found_flags(threshold: float | None, flags: Sequence[str] = ()) -> list[list
     return [[*one.flags] for one in networks.find(images, explain=False)]
 
 
+@pytest.mark.usefixtures("toy_level")
 def test_flag_follows_those_of_the_file() -> None:
     assert found_flags(-np.inf, ["small"]) == 3 * [["small", foreign.FLAG]]
     assert found_flags(np.inf, ["small"]) == 3 * [["small"]]
