@@ -12,6 +12,8 @@ from melanoma.artifacts.store import Store
 from melanoma.classes import CLASSES, MELANOMA, TASKS
 from melanoma.dataset import roi
 from melanoma.dataset.splits import list_members
+from melanoma.deployment import foreign
+from melanoma.deployment.foreign import Detector
 from melanoma.deployment.images import Read
 from melanoma.deployment.overlay import Finding
 from melanoma.errors import StageError
@@ -34,6 +36,7 @@ class Predicted:
     masks: np.ndarray  # uint8 (N, S, S, 1), {0, 1}: the lesion
     regions: np.ndarray  # uint8 (N, R, R, 3), what the classifier sees
     probabilities: np.ndarray  # float32 (N, 3), calibrated, in the order of CLASSES
+    foreign: np.ndarray  # bool (N,), whether the image is unlike those of training; False if that is unknown
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Pipeline:
         classifier: networks for the class.
         thresholds: {class: {operating point: probability from which an image counts as of the class}}.
         made_of: what identifies networks and settings, for `results`.
+        detector: of images unlike those of training; None: there is none for these networks.
     """
 
     size: int
@@ -57,13 +61,16 @@ class Pipeline:
     classifier: Blend
     thresholds: Mapping[str, Mapping[str, float]]
     made_of: Mapping[str, Any]
+    detector: Detector | None = None
 
     def predict(self, images: np.ndarray) -> Predicted:
         """Predicts images, uint8 (N, size, size, 3)."""
-        masks = np.concatenate(list(self.segmenter.masks(images, "")))
+        lesion = np.concatenate(list(self.segmenter.probabilities(images, "")))
+        masks = self.segmenter.segment(lesion)
         regions = self.regions(images, masks)
         probabilities, _ = self.classifier.probabilities(regions, BATCH_SIZE, "")
-        return Predicted(masks, regions, probabilities)
+        unlike = self.detector.flags(images, lesion, masks) if self.detector else np.zeros(len(images), bool)
+        return Predicted(masks, regions, probabilities, unlike)
 
     def regions(self, images: np.ndarray, masks: np.ndarray) -> np.ndarray:
         """What the classifier sees of images, uint8 (N, size, size, 3), with masks, uint8 (N, size, size, 1)."""
@@ -76,7 +83,10 @@ class Pipeline:
             return []
         predicted = self.predict(np.stack([one.image for one in images]))
         heatmaps = self.explain(predicted) if explain else [None] * len(images)
-        columns = zip(images, predicted.masks, predicted.regions, heatmaps, predicted.probabilities, strict=True)
+        columns = zip(
+            *(images, predicted.masks, predicted.regions, heatmaps, predicted.probabilities, predicted.foreign),
+            strict=True,
+        )
         return [
             Finding(
                 one.file.name,
@@ -88,9 +98,9 @@ class Pipeline:
                 heatmap,
                 probabilities,
                 self.thresholds[CLASSES[MELANOMA]],
-                one.flags,
+                [*one.flags, foreign.FLAG] if unlike else one.flags,
             )
-            for one, mask, region, heatmap, probabilities in columns
+            for one, mask, region, heatmap, probabilities, unlike in columns
         ]
 
     def describe(self) -> str:
@@ -137,7 +147,8 @@ def from_pretrained(views: int | None = None, backbone: str | None = None) -> Pi
     size = description["size"]
     models, masks = pretrained.load_segnet(size)
     options = MaskOptions(views or masks["views"], True, BATCH_SIZE)
-    made_of = {"networks": {**masks["sha256"], **description["sha256"]}, "backbone": backbone, "views": views}
+    detector, checksum = foreign.load(models[0], masks)
+    checksums = {**masks["sha256"], **description["sha256"], foreign.FILE: checksum}
     return Pipeline(
         size,
         Segmenter(models, masks["threshold"], options),
@@ -145,7 +156,8 @@ def from_pretrained(views: int | None = None, backbone: str | None = None) -> Pi
         size,
         classifier,
         description["thresholds"] or default_thresholds(),
-        made_of,
+        {"networks": checksums, "backbone": backbone, "views": views},
+        detector,
     )
 
 
