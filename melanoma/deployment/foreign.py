@@ -17,7 +17,6 @@ from melanoma.models import backbones
 import keras
 import numpy as np
 from keras import layers
-from sklearn.covariance import LedoitWolf
 
 FLAG = "unlike the dermoscopic images of training"
 FILE = "foreign.npz"  # in pretrained.FOLDER
@@ -76,6 +75,8 @@ def fit(train: np.ndarray, features: np.ndarray, inside: np.ndarray) -> Referenc
         features: float (M, C), of validation.
         inside: float (M,), see `probability_inside`, of validation.
     """
+    from sklearn.covariance import LedoitWolf  # importing it takes a second, which predict.py need not wait
+
     covariance = LedoitWolf().fit(train.astype(np.float64))
     mean, precision = covariance.location_.astype(np.float32), covariance.precision_.astype(np.float32)
     found = measures(mean, precision, features, inside)
