@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from melanoma.classes import CLASSES, MELANOMA
 from melanoma.dataset import roi
+from melanoma.inference import postprocess
 
 import matplotlib
 import numpy as np
@@ -47,7 +48,7 @@ def with_contour(finding: Finding) -> Image.Image:
     picture = Image.fromarray(finding.preview).resize((width, TILE), Image.Resampling.BICUBIC)
     mask = finding.mask
     if mask.any() and not mask.all():
-        large = np.asarray(Image.fromarray(mask[..., 0] * 255).resize((width, TILE), Image.Resampling.BILINEAR)) > 127
+        large = postprocess.enlarge(mask, (width, TILE))[..., 0] > 0
         edge = large & ~ndimage.binary_erosion(large, iterations=2)
         picture.paste(CONTOUR, mask=Image.fromarray(edge))
         if finding.cropped:

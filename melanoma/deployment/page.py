@@ -50,7 +50,6 @@ def write(results: Results, description: Mapping[str, Any], workers: Workers) ->
     images = (
         {
             "name": row[IMAGE],
-            "place": place,
             "overlay": overlay,
             "probabilities": {name: float(row[column]) for name, column in zip(CLASSES, PROBABILITIES, strict=True)},
             "melanoma": float(row[melanoma]),
@@ -60,7 +59,7 @@ def write(results: Results, description: Mapping[str, Any], workers: Workers) ->
             },
             "flags": row[FLAGS],
         }
-        for place, (row, overlay) in enumerate(zip(highest, workers.map(embedded, paths), strict=True))
+        for row, overlay in zip(highest, workers.map(embedded, paths), strict=True)
     )
     environment = Environment(
         loader=PackageLoader("melanoma.deployment"),

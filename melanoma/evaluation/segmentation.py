@@ -75,7 +75,7 @@ def evaluate_at_own_size(store: Store, seen: Mapping[str, Sequence[str]], seed: 
     if not splits:
         return {}
     try:
-        records = reader.read(source, used["layout"], used["other"] is not None).records
+        records = reader.read(source, used["layout"], used["other"] is not None, [store.data]).records
     except InputError as error:
         log.info("masks are not evaluated at the images' own size: %s", error)
         return {}
@@ -90,7 +90,11 @@ def evaluate_at_own_size(store: Store, seen: Mapping[str, Sequence[str]], seed: 
             )
             continue
         pairs = zip(paths, store.load("predicted", split=split)[rows], strict=True)
-        found = [score_file(path, mask) for path, mask in progress(pairs, f"full-size masks of {split}", len(rows))]
+        try:
+            found = [score_file(path, mask) for path, mask in progress(pairs, f"full-size masks of {split}", len(rows))]
+        except InputError as error:  # changed since step 1; what was trained has to be reported all the same
+            log.info("masks of %s are not evaluated at the images' own size: %s", split, error)
+            continue
         scores[split] = scoring.summarise_masks(found, seed)
         log.info("\nLesion masks of %s at the images' own size, n = %d", split, len(rows))
         for line in tables.mask_lines(scores[split]):

@@ -127,3 +127,12 @@ def test_report_has_the_effects_of_all_steps_and_the_cost(finished: Path) -> Non
     assert len(found["effects_on_validation"]) == 4
     assert found["cost"]["weights"] == network(finished).count_params()
     assert found["cost"]["seconds_per_epoch"] > 0 and found["images_per_second"]["1"] > 0
+
+
+def test_changed_mask_files_do_not_stop_the_script(own_chain: Path, source: Path, tmp_path: Path) -> None:
+    moved = pipeline.copy(source, tmp_path / "moved")
+    pipeline.preprocess(moved, own_chain)
+    next((moved / "ISIC-2017_Validation_Part1_GroundTruth").glob("*.png")).write_bytes(b"no image")
+    pipeline.segment(own_chain)
+    assert set(report(own_chain)["splits"]) == {"val", "test"}
+    assert set(report(own_chain)["own_size"]) == {"test"}
