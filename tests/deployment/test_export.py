@@ -175,11 +175,11 @@ for name in sys.argv[2:]:
 
 @pytest.mark.slow
 def test_two_runs_write_the_same_files(tmp_path: Path) -> None:
-    names = [name for name in ("onnx", "openvino", "litert") if all(map(find_spec, FORMATS[name].packages))]
+    names = [name for name in ("openvino", "litert") if all(map(find_spec, FORMATS[name].packages))]
     found = []
-    for number in "12":
+    for number in "12":  # another order of Python's sets
         paths = os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent)))
-        environment = os.environ | {"PYTHONPATH": paths, "PYTHONHASHSEED": "0"}  # tf2onnx iterates sets
+        environment = os.environ | {"PYTHONPATH": paths, "PYTHONHASHSEED": number}
         command = [sys.executable, "-c", EXPORT, str(tmp_path / number), *names]
         done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
         found.append(done.stdout.splitlines()[-len(names) :])
