@@ -34,6 +34,12 @@ class Finding:
     thresholds: Mapping[str, float]  # of melanoma, by operating point
     flags: Sequence[str]
 
+    @property
+    def decisions(self) -> dict[str, str]:
+        """Whether the image counts as melanoma, "yes" or "no", by operating point."""
+        melanoma = self.probabilities[MELANOMA].item()
+        return {point: "yes" if melanoma >= threshold else "no" for point, threshold in self.thresholds.items()}
+
 
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Pillow's own font."""

@@ -1,5 +1,6 @@
 """Both networks as one, with what lies between them: from images to lesion masks and calibrated probabilities."""
 
+import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from melanoma.dataset.splits import list_members
 from melanoma.deployment.images import Read
 from melanoma.deployment.overlay import Finding
 from melanoma.errors import StageError
-from melanoma.inference import classify, ensemble, gradcam, pretrained
+from melanoma.inference import classify, ensemble, gradcam, openvino, pretrained
 from melanoma.inference.ensemble import Blend
+from melanoma.inference.predict import views_flag
 from melanoma.inference.segment import MaskOptions, Segmenter
 from melanoma.metrics import classification
-from melanoma.models import segmentation
+from melanoma.models import backbones, segmentation
 
 import numpy as np
 
@@ -91,6 +93,12 @@ class Pipeline:
             for one, mask, region, heatmap, probabilities in columns
         ]
 
+    def warm_up(self) -> None:
+        """Prepares the networks, in seconds, for many predictions of few images each."""
+        classifiers = [one for part in self.classifier.parts for one in part.classifiers]
+        openvino.convert([*self.segmenter.models, *(one.model for one in classifiers), classifiers[0].feature_maps])
+        self.explain(self.predict(np.zeros((1, self.size, self.size, 3), np.uint8)))
+
     def describe(self) -> str:
         """The networks in one sentence."""
         found = [f"{len(part.classifiers)} {part.classifiers[0].name}" for part in self.classifier.parts]
@@ -101,6 +109,24 @@ class Pipeline:
         network = self.classifier.parts[0].classifiers[0]
         classes = np.full(len(predicted.regions), MELANOMA)
         return gradcam.class_activation(network, predicted.regions, classes, BATCH_SIZE)
+
+
+def network_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that choose the networks, the arguments of `load`."""
+    networks = parser.add_mutually_exclusive_group()
+    networks.add_argument(
+        "--pretrained", action="store_true", help="use the networks in pretrained/; the default without --data"
+    )
+    networks.add_argument("--data", type=Path, help="data folder with networks that the scripts trained")
+    parser.add_argument(
+        "--backbone", type=backbones.backbone_name, help="use only the classifier of this backbone; default: the best"
+    )
+    views_flag(parser)
+
+
+def load(data: Path | None, views: int | None, backbone: str | None) -> Pipeline:
+    """`from_data`, or without a folder `from_pretrained`."""
+    return from_data(data, views, backbone) if data else from_pretrained(views, backbone)
 
 
 def from_pretrained(views: int | None = None, backbone: str | None = None) -> Pipeline:
@@ -124,7 +150,7 @@ def from_pretrained(views: int | None = None, backbone: str | None = None) -> Pi
         description["roi"],
         size,
         classifier,
-        description["thresholds"],
+        description["thresholds"] or default_thresholds(),
         made_of,
     )
 
@@ -181,5 +207,10 @@ def load_thresholds(store: Store, name: str, settings: Mapping[str, Any]) -> dic
     if settings.get("thresholds"):
         return settings["thresholds"]
     if not store.has("thresholds", backbone=name):
-        return {CLASSES[index]: classification.default_points() for index in TASKS}
+        return default_thresholds()
     return json.loads(store.check("thresholds", backbone=name).read_text(encoding="utf-8"))
+
+
+def default_thresholds() -> dict[str, dict[str, float]]:
+    """The thresholds where none were chosen."""
+    return {CLASSES[index]: classification.default_points() for index in TASKS}

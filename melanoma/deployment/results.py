@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from melanoma.artifacts.atomic import atomic_write, write_json, write_text
-from melanoma.classes import CLASSES, MELANOMA
+from melanoma.classes import CLASSES
 from melanoma.dataset.workers import Workers
 from melanoma.deployment.overlay import Finding, draw
 from melanoma.errors import InputError
@@ -88,7 +88,7 @@ class Results:
         with (self.folder / TABLE).open("a", encoding="utf-8", newline="") as stream:
             for one in findings:
                 values = one.probabilities.tolist()
-                decisions = ["yes" if values[MELANOMA] >= each else "no" for each in self.thresholds.values()]
+                decisions = one.decisions.values()
                 stream.write(
                     _line([one.name, *(f"{value:.9g}" for value in values), *decisions, SEPARATOR.join(one.flags)])
                 )
