@@ -85,7 +85,7 @@ def serve(networks: Pipeline, host: str, port: int, max_megabytes: int) -> Itera
             page.launch(
                 server_name=host,
                 server_port=port,
-                max_file_size=max_megabytes * 10**6,
+                max_file_size=max_megabytes * 2**20,
                 theme=gradio.themes.Base(font=["system-ui", "sans-serif"], font_mono=["monospace"]),
                 css_paths=webpage.STYLE,
                 footer_links=[],
@@ -105,6 +105,7 @@ def main(arguments: argparse.Namespace) -> None:
     """Loads the networks and serves the page until it is interrupted."""
     load_gradio()  # before the networks, which take seconds
     hardware.check()
+    log.info("loading and preparing the networks")
     networks = pipeline.load(arguments.data, arguments.views, arguments.backbone)
     networks.warm_up()
     with serve(networks, arguments.host, arguments.port, arguments.max_megabytes) as address:

@@ -39,7 +39,8 @@ def answer(networks: Pipeline, paths: Sequence[Path]) -> Iterator[str]:
 def describe(networks: Pipeline, read: Read | Broken) -> dict[str, Any]:
     """What the template shows of a file besides its name."""
     if isinstance(read, Broken):
-        return {"reason": read.reason.replace(str(read.file.path), read.file.path.name)}
+        path = read.file.path
+        return {"reason": read.reason.removeprefix(f"{path}: ").replace(str(path), path.name)}
     (finding,) = networks.find([read], explain=True)
     return {
         "overlay": page.data_url(overlay.draw(finding), QUALITY),

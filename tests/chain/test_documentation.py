@@ -184,7 +184,9 @@ def test_relative_links_and_code_paths_of_the_page_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PROSE, ids=page_id)
 def test_flags_of_the_page_exist(page: Path) -> None:
-    known = {flag for script in (*pipeline.SCRIPTS, "download_data.py") for flag in flags_of(script)}
+    known = {
+        flag for script in (*pipeline.SCRIPTS, "download_data.py", "predict.py", "app.py") for flag in flags_of(script)
+    }
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     named = set(re.findall(r"`[^`]*?(--[a-z][a-z-]+)", text)) - FOREIGN_FLAGS
     assert named <= known
