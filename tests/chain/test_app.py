@@ -24,7 +24,8 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 PATIENCE = 120_000  # ms
 PHONE = 390  # pixels wide
 
-pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning")  # Gradio leaves event loops and their sockets open
+# Gradio leaves event loops and their sockets open, and uses a deprecated option of pandas.
+pytestmark = pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::DeprecationWarning")
 
 
 @pytest.fixture(scope="module", autouse=True)
