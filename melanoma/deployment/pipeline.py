@@ -17,7 +17,7 @@ from melanoma.deployment.foreign import Detector
 from melanoma.deployment.images import Read
 from melanoma.deployment.overlay import Finding
 from melanoma.errors import StageError
-from melanoma.inference import classify, ensemble, gradcam, pretrained
+from melanoma.inference import classify, ensemble, gradcam, openvino, pretrained
 from melanoma.inference.ensemble import Blend
 from melanoma.inference.predict import views_flag
 from melanoma.inference.segment import MaskOptions, Segmenter
@@ -102,6 +102,13 @@ class Pipeline:
             )
             for one, mask, region, heatmap, probabilities, unlike in columns
         ]
+
+    def warm_up(self) -> None:
+        """Prepares the networks, in seconds, for many predictions of few images each."""
+        classifiers = [one for part in self.classifier.parts for one in part.classifiers]
+        features = [classifiers[0].feature_maps, *([self.detector.features] if self.detector else [])]
+        openvino.convert([*self.segmenter.models, *(one.model for one in classifiers), *features])
+        self.explain(self.predict(np.zeros((1, self.size, self.size, 3), np.uint8)))
 
     def describe(self) -> str:
         """The networks in one sentence."""

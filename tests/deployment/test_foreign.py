@@ -1,6 +1,5 @@
 """The flag of images unlike those of training."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -8,7 +7,8 @@ from melanoma.artifacts.atomic import sha256
 from melanoma.dataset import decode
 from melanoma.deployment import foreign, pipeline
 from melanoma.deployment.images import ImageFile, Read
-from melanoma.inference import ensemble, pretrained
+from melanoma.deployment.pipeline import Pipeline
+from melanoma.inference import ensemble, openvino, pretrained
 from melanoma.inference.segment import MaskOptions, Segmenter
 from melanoma.models import backbones, classifier, segmentation
 from melanoma.models.segmentation import Design
@@ -119,15 +119,15 @@ def test_shipped_description_belongs_to_the_shipped_network_and_is_small() -> No
     assert (pretrained.FOLDER / foreign.FILE).stat().st_size < 300_000
 
 
-def found_flags(threshold: float | None, flags: Sequence[str] = ()) -> list[list[str]]:
-    """Flags of images by a pipeline of toys, without a detector or with one of this threshold."""
+def toy_networks(threshold: float | None) -> Pipeline:
+    """A pipeline of toys, without a detector or with one of this threshold."""
     network, members = segnet(), [classifier.build(BACKBONE, SIZE, backbones.NONE)]
     detector = None
     if threshold is not None:
         found = reference()
         values = (found.mean, found.precision, found.center, found.scale, np.array(threshold))
         detector = foreign.Detector(foreign.feature_model(network, asdict(DESIGN)), foreign.Reference(*values))
-    networks = pipeline.Pipeline(
+    return Pipeline(
         SIZE,
         Segmenter([network], 0.5, MaskOptions(1, True, 2)),
         "crop",
@@ -137,15 +137,33 @@ def found_flags(threshold: float | None, flags: Sequence[str] = ()) -> list[list
         {},
         detector,
     )
-    images = [Read(ImageFile(Path(), "a"), one, one, (SIZE, SIZE), tuple(flags)) for one in pictures()]
-    return [[*one.flags] for one in networks.find(images, explain=False)]
+
+
+def read(*flags: str) -> list[Read]:
+    """The pictures, with these flags of their files."""
+    return [Read(ImageFile(Path(), "a"), one, one, (SIZE, SIZE), flags) for one in pictures()]
+
+
+def found_flags(threshold: float | None, *flags: str) -> list[list[str]]:
+    """Flags of the pictures by `toy_networks`."""
+    return [[*one.flags] for one in toy_networks(threshold).find(read(*flags), explain=False)]
 
 
 @pytest.mark.usefixtures("toy_level")
 def test_flag_follows_those_of_the_file() -> None:
-    assert found_flags(-np.inf, ["small"]) == 3 * [["small", foreign.FLAG]]
-    assert found_flags(np.inf, ["small"]) == 3 * [["small"]]
+    assert found_flags(-np.inf, "small") == 3 * [["small", foreign.FLAG]]
+    assert found_flags(np.inf, "small") == 3 * [["small"]]
     assert found_flags(None) == 3 * [[]]
+
+
+@pytest.mark.usefixtures("toy_level")
+@pytest.mark.skipif(bool(openvino.obstacle()), reason=openvino.obstacle())
+def test_all_networks_of_a_prepared_pipeline_compute_by_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    networks, engines = toy_networks(0), []
+    networks.warm_up()
+    monkeypatch.setattr(openvino, "log_choice", lambda name, reason: engines.append(name))
+    networks.find(read()[:1], explain=True)
+    assert engines == 4 * ["openvino float32"]  # segmentation, classifier, flag, Grad-CAM
 
 
 @pytest.mark.slow
