@@ -24,9 +24,7 @@ from melanoma.cli import flags, hardware, run
 from melanoma.deployment import images, page, pipeline
 from melanoma.deployment.results import FAILED, Results
 from melanoma.errors import InputError
-from melanoma.inference.predict import views_flag
 from melanoma.log import log, progress
-from melanoma.models import backbones
 
 WRITES = ("out",)
 BLOCK = 128  # images in memory at a time; with fewer for each network OpenVINO would not be used
@@ -37,15 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter, allow_abbrev=False)
     parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="image file or folder of images")
     parser.add_argument("--out", type=Path, default=Path("predictions"), help="folder of the results")
-    networks = parser.add_mutually_exclusive_group()
-    networks.add_argument(
-        "--pretrained", action="store_true", help="use the networks in pretrained/; the default without --data"
-    )
-    networks.add_argument("--data", type=Path, help="data folder with networks that the scripts trained")
-    parser.add_argument(
-        "--backbone", type=backbones.backbone_name, help="use only the classifier of this backbone; default: the best"
-    )
-    views_flag(parser)
+    pipeline.add_flags(parser)
     parser.add_argument(
         "--overlays", action=argparse.BooleanOptionalAction, default=True, help="draw an overlay of each image"
     )
@@ -64,10 +54,7 @@ def main(arguments: argparse.Namespace) -> None:
     """
     found = images.find(arguments.images, [arguments.out])
     hardware.check()
-    if arguments.data:
-        networks = pipeline.from_data(arguments.data, arguments.views, arguments.backbone)
-    else:
-        networks = pipeline.from_pretrained(arguments.views, arguments.backbone)
+    networks = pipeline.load(arguments.data, arguments.views, arguments.backbone)
     results = Results(arguments.out, networks.thresholds[CLASSES[MELANOMA]])
     results.open({**networks.made_of, "overlays": arguments.overlays}, arguments.overwrite)
     done = results.done()

@@ -15,6 +15,12 @@ class StageError(InputError):
     exit_code = 3
 
 
+class DifferenceError(InputError):
+    """What was written computes something else than what it was made from. The message names the file."""
+
+    exit_code = 1
+
+
 def list_first(ids: Sequence[str], count: int = 10) -> str:
     """Formats the first ids of a list, and the number of the others, for a message."""
     more = f" and {len(ids) - count} more" if len(ids) > count else ""

@@ -64,8 +64,8 @@ def run(
 ) -> None:
     """Parses the command line, runs `main`, logs its duration and peak memory, and exits.
 
-    Exit codes: 0 success; 1 a bug; 2 wrong usage, bad input, or unsuitable hardware; 3 an earlier stage is missing or
-    stale; 130 interrupted by Ctrl-C, 143 by SIGTERM.
+    Exit codes: 0 success; 1 a bug, or a wrong result (DifferenceError); 2 wrong usage, bad input, or unsuitable
+    hardware; 3 an earlier stage is missing or stale; 130 interrupted by Ctrl-C, 143 by SIGTERM.
 
     Args:
         parser: the script's command line.

@@ -4,6 +4,8 @@ The same function makes the augmented copies that are stored before training and
 """
 
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 import cv2
 import numpy as np
@@ -131,22 +133,23 @@ def some_views(count: int) -> range:
     return range(0, VIEWS, VIEWS // count)
 
 
-def flip_rotate(images: np.ndarray, view: int, axes: tuple[int, int] = (-2, -1)) -> np.ndarray:
+def flip_rotate(images: Any, view: int, axes: tuple[int, int] = (-2, -1), ops: ModuleType = np) -> Any:
     """One of the VIEWS flips and quarter turns of square images.
 
     Args:
         images: any shape and dtype.
         view: 0 to VIEWS - 1. From 4 on the images are mirrored; then they are rotated by `view` % 4 quarter turns.
         axes: axes of height and width.
+        ops: the module that computes: NumPy, or `keras.ops` for tensors.
 
     Returns:
-        View of `images`, same shape.
+        Same shape; of NumPy a view of `images`.
     """
-    mirrored = np.flip(images, axes[1]) if view >= 4 else images
-    return np.rot90(mirrored, view % 4, axes)
+    mirrored = ops.flip(images, axes[1]) if view >= 4 else images
+    return ops.rot90(mirrored, view % 4, axes)
 
 
-def undo_flip_rotate(images: np.ndarray, view: int, axes: tuple[int, int] = (-2, -1)) -> np.ndarray:
+def undo_flip_rotate(images: Any, view: int, axes: tuple[int, int] = (-2, -1), ops: ModuleType = np) -> Any:
     """Inverse of `flip_rotate`, with the same arguments."""
-    upright = np.rot90(images, -(view % 4), axes)
-    return np.flip(upright, axes[1]) if view >= 4 else upright
+    upright = ops.rot90(images, -(view % 4), axes)
+    return ops.flip(upright, axes[1]) if view >= 4 else upright

@@ -35,6 +35,17 @@ class Finding:
     thresholds: Mapping[str, float]  # of melanoma, by operating point
     flags: Sequence[str]
 
+    @property
+    def decisions(self) -> dict[str, str]:
+        """Whether the image counts as melanoma, "yes" or "no", by operating point."""
+        melanoma = self.probabilities[MELANOMA].item()
+        return {point: "yes" if melanoma >= threshold else "no" for point, threshold in self.thresholds.items()}
+
+    @property
+    def to_check(self) -> str:
+        """The flags as text; "" if there are none."""
+        return "; ".join(self.flags)
+
 
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """Pillow's own font."""
@@ -114,4 +125,4 @@ def draw_bars(pen: ImageDraw.ImageDraw, finding: Finding, top: int, width: int) 
     points = ", ".join(f"{name} {threshold:.3f}" for name, threshold in finding.thresholds.items())
     pen.text((GAP, top), f"Lines: melanoma thresholds ({points}). Not a medical device.", QUIET, font(13))
     if finding.flags:
-        pen.text((GAP, top + 20), "Check: " + "; ".join(finding.flags), ALERT, font(13))
+        pen.text((GAP, top + 20), f"Check: {finding.to_check}", ALERT, font(13))

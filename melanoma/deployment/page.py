@@ -13,12 +13,31 @@ from melanoma.classes import CLASSES, MELANOMA
 from melanoma.dataset.workers import Workers
 from melanoma.deployment.results import FLAGS, IMAGE, OVERLAY, PROBABILITIES, TABLE, Results, threshold_columns
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from PIL import Image
 
-PAGE, TEMPLATE = "report.html", "predictions.html.jinja"
+PAGE, TEMPLATE, SHARED = "report.html", "predictions.html.jinja", "shared.html.jinja"
 MAX_IMAGES = 500  # on the page: about 15 MB
 WIDTH, QUALITY = 640, 70  # pixels, JPEG: 30 kB an image
+
+
+def template(name: str) -> Template:
+    """A template of this package."""
+    environment = Environment(
+        loader=PackageLoader("melanoma.deployment"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(name)
+
+
+def data_url(picture: Image.Image, quality: int) -> str:
+    """An RGB image as data URL, a JPEG of this quality."""
+    content = io.BytesIO()
+    picture.save(content, "JPEG", quality=quality)
+    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
 
 
 def embedded(path: Path) -> str:
@@ -28,9 +47,7 @@ def embedded(path: Path) -> str:
     with Image.open(path) as picture:
         small = picture.convert("RGB")
     small.thumbnail((WIDTH, WIDTH))
-    content = io.BytesIO()
-    small.save(content, "JPEG", quality=QUALITY)
-    return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode()
+    return data_url(small, QUALITY)
 
 
 def write(results: Results, description: Mapping[str, Any], workers: Workers) -> Path:
@@ -61,13 +78,6 @@ def write(results: Results, description: Mapping[str, Any], workers: Workers) ->
         }
         for row, overlay in zip(highest, workers.map(embedded, paths), strict=True)
     )
-    environment = Environment(
-        loader=PackageLoader("melanoma.deployment"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     variables = {
         "images": images,
         "shown": len(highest),
@@ -79,6 +89,6 @@ def write(results: Results, description: Mapping[str, Any], workers: Workers) ->
     }
     path = results.folder / PAGE
     with atomic_write(path) as stream:
-        for part in environment.get_template(TEMPLATE).generate(variables):
+        for part in template(TEMPLATE).generate(variables):
             stream.write(part.encode(errors="backslashreplace"))
     return path

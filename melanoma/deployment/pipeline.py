@@ -1,5 +1,6 @@
 """Both networks as one, with what lies between them: from images to lesion masks and calibrated probabilities."""
 
+import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,14 +12,17 @@ from melanoma.artifacts.store import Store
 from melanoma.classes import CLASSES, MELANOMA, TASKS
 from melanoma.dataset import roi
 from melanoma.dataset.splits import list_members
+from melanoma.deployment import foreign
+from melanoma.deployment.foreign import Detector
 from melanoma.deployment.images import Read
 from melanoma.deployment.overlay import Finding
 from melanoma.errors import StageError
-from melanoma.inference import classify, ensemble, gradcam, pretrained
+from melanoma.inference import classify, ensemble, gradcam, openvino, pretrained
 from melanoma.inference.ensemble import Blend
+from melanoma.inference.predict import views_flag
 from melanoma.inference.segment import MaskOptions, Segmenter
 from melanoma.metrics import classification
-from melanoma.models import segmentation
+from melanoma.models import backbones, segmentation
 
 import numpy as np
 
@@ -32,6 +36,7 @@ class Predicted:
     masks: np.ndarray  # uint8 (N, S, S, 1), {0, 1}: the lesion
     regions: np.ndarray  # uint8 (N, R, R, 3), what the classifier sees
     probabilities: np.ndarray  # float32 (N, 3), calibrated, in the order of CLASSES
+    foreign: np.ndarray  # bool (N,), whether the image is unlike those of training; False if that is unknown
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,7 @@ class Pipeline:
         classifier: networks for the class.
         thresholds: {class: {operating point: probability from which an image counts as of the class}}.
         made_of: what identifies networks and settings, for `results`.
+        detector: of images unlike those of training; None: there is none for these networks.
     """
 
     size: int
@@ -55,18 +61,21 @@ class Pipeline:
     classifier: Blend
     thresholds: Mapping[str, Mapping[str, float]]
     made_of: Mapping[str, Any]
+    detector: Detector | None = None
 
     def predict(self, images: np.ndarray) -> Predicted:
         """Predicts images, uint8 (N, size, size, 3)."""
-        masks = np.concatenate(list(self.segmenter.masks(images, "")))
-        regions = np.stack(
-            [
-                roi.region_of_interest(image, mask, self.roi, self.region_size)[0]
-                for image, mask in zip(images, masks, strict=True)
-            ]
-        )
+        lesion = np.concatenate(list(self.segmenter.probabilities(images, "")))
+        masks = self.segmenter.segment(lesion)
+        regions = self.regions(images, masks)
         probabilities, _ = self.classifier.probabilities(regions, BATCH_SIZE, "")
-        return Predicted(masks, regions, probabilities)
+        unlike = self.detector.flags(images, lesion, masks) if self.detector else np.zeros(len(images), bool)
+        return Predicted(masks, regions, probabilities, unlike)
+
+    def regions(self, images: np.ndarray, masks: np.ndarray) -> np.ndarray:
+        """What the classifier sees of images, uint8 (N, size, size, 3), with masks, uint8 (N, size, size, 1)."""
+        pairs = zip(images, masks, strict=True)
+        return np.stack([roi.region_of_interest(image, mask, self.roi, self.region_size)[0] for image, mask in pairs])
 
     def find(self, images: Sequence[Read], explain: bool) -> list[Finding]:
         """What is known of images that were read; `explain`: whether with Grad-CAM."""
@@ -74,7 +83,10 @@ class Pipeline:
             return []
         predicted = self.predict(np.stack([one.image for one in images]))
         heatmaps = self.explain(predicted) if explain else [None] * len(images)
-        columns = zip(images, predicted.masks, predicted.regions, heatmaps, predicted.probabilities, strict=True)
+        columns = zip(
+            *(images, predicted.masks, predicted.regions, heatmaps, predicted.probabilities, predicted.foreign),
+            strict=True,
+        )
         return [
             Finding(
                 one.file.name,
@@ -86,10 +98,17 @@ class Pipeline:
                 heatmap,
                 probabilities,
                 self.thresholds[CLASSES[MELANOMA]],
-                one.flags,
+                [*one.flags, foreign.FLAG] if unlike else one.flags,
             )
-            for one, mask, region, heatmap, probabilities in columns
+            for one, mask, region, heatmap, probabilities, unlike in columns
         ]
+
+    def warm_up(self) -> None:
+        """Prepares the networks, in seconds, for many predictions of few images each."""
+        classifiers = [one for part in self.classifier.parts for one in part.classifiers]
+        features = [classifiers[0].feature_maps, *([self.detector.features] if self.detector else [])]
+        openvino.convert([*self.segmenter.models, *(one.model for one in classifiers), *features])
+        self.explain(self.predict(np.zeros((1, self.size, self.size, 3), np.uint8)))
 
     def describe(self) -> str:
         """The networks in one sentence."""
@@ -101,6 +120,24 @@ class Pipeline:
         network = self.classifier.parts[0].classifiers[0]
         classes = np.full(len(predicted.regions), MELANOMA)
         return gradcam.class_activation(network, predicted.regions, classes, BATCH_SIZE)
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say which networks predict; see `load`."""
+    networks = parser.add_mutually_exclusive_group()
+    networks.add_argument(
+        "--pretrained", action="store_true", help="use the networks in pretrained/; the default without --data"
+    )
+    networks.add_argument("--data", type=Path, help="data folder with networks that the scripts trained")
+    parser.add_argument(
+        "--backbone", type=backbones.backbone_name, help="use only the classifier of this backbone; default: the best"
+    )
+    views_flag(parser)
+
+
+def load(data: Path | None, views: int | None, backbone: str | None) -> Pipeline:
+    """The networks in a data folder, see `from_data`; None: see `from_pretrained`."""
+    return from_data(data, views, backbone) if data else from_pretrained(views, backbone)
 
 
 def from_pretrained(views: int | None = None, backbone: str | None = None) -> Pipeline:
@@ -117,7 +154,8 @@ def from_pretrained(views: int | None = None, backbone: str | None = None) -> Pi
     size = description["size"]
     models, masks = pretrained.load_segnet(size)
     options = MaskOptions(views or masks["views"], True, BATCH_SIZE)
-    made_of = {"networks": {**masks["sha256"], **description["sha256"]}, "backbone": backbone, "views": views}
+    detector, checksum = foreign.load(models[0], masks)
+    checksums = {**masks["sha256"], **description["sha256"], foreign.FILE: checksum}
     return Pipeline(
         size,
         Segmenter(models, masks["threshold"], options),
@@ -125,7 +163,8 @@ def from_pretrained(views: int | None = None, backbone: str | None = None) -> Pi
         size,
         classifier,
         description["thresholds"] or default_thresholds(),
-        made_of,
+        {"networks": checksums, "backbone": backbone, "views": views},
+        detector,
     )
 
 

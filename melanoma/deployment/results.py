@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from melanoma.artifacts.atomic import atomic_write, write_json, write_text
-from melanoma.classes import CLASSES, MELANOMA
+from melanoma.classes import CLASSES
 from melanoma.dataset.workers import Workers
 from melanoma.deployment.overlay import Finding, draw
 from melanoma.errors import InputError
@@ -23,7 +23,6 @@ TABLE, SUBMISSION, FAILED, SETTINGS = "predictions.csv", "submission.csv", "fail
 MASK, OVERLAY = "masks/{name}_segmentation.png", "overlays/{name}.png"
 IMAGE, FLAGS = "image", "flags"
 PROBABILITIES = tuple(name.replace(" ", "_") for name in CLASSES)
-SEPARATOR = "; "  # of flags
 COMPRESSION = 1  # zlib level of the PNGs: the fastest
 
 
@@ -88,10 +87,8 @@ class Results:
         with (self.folder / TABLE).open("a", encoding="utf-8", newline="") as stream:
             for one in findings:
                 values = one.probabilities.tolist()
-                decisions = ["yes" if values[MELANOMA] >= each else "no" for each in self.thresholds.values()]
-                stream.write(
-                    _line([one.name, *(f"{value:.9g}" for value in values), *decisions, SEPARATOR.join(one.flags)])
-                )
+                cells = [one.name, *(f"{value:.9g}" for value in values), *one.decisions.values(), one.to_check]
+                stream.write(_line(cells))
             stream.flush()
             os.fsync(stream.fileno())
 

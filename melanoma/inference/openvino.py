@@ -201,6 +201,14 @@ def load_openvino() -> ModuleType:
     return openvino
 
 
+def convert(models: Sequence[keras.Model]) -> None:
+    """Converts models, so that OpenVINO also computes the smallest predictions; without effect where it cannot."""
+    if not obstacle():
+        for model in models:
+            with contextlib.suppress(UnconvertibleError):
+                converted(model)
+
+
 _converted: WeakKeyDictionary[keras.Model, tuple[bytes, Compiled]] = WeakKeyDictionary()
 
 

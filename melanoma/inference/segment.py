@@ -32,13 +32,18 @@ class Segmenter:
     threshold: float  # see `postprocess.segment`
     options: MaskOptions
 
+    def probabilities(self, images: np.ndarray, label: str, out_of_fold: np.ndarray | None = None) -> Predictions:
+        """Probabilities of lesion, float32 (N, S, S, 1), one block at a time; see `predict`."""
+        return predict(self.models, images, self.options.batch_size, label, self.options.views, out_of_fold)
+
+    def segment(self, probability: np.ndarray) -> np.ndarray:
+        """Masks, uint8 (N, S, S, 1), {0, 1}, from probabilities."""
+        return postprocess.segment(probability, self.threshold, self.options.clean)
+
     def masks(self, images: np.ndarray, label: str, out_of_fold: np.ndarray | None = None) -> Predictions:
-        """Predicted masks, uint8 (N, S, S, 1), {0, 1}, one block at a time; see `predict`."""
-        options = self.options
-        found = predict(self.models, images, options.batch_size, label, options.views, out_of_fold)
-        return Predictions(
-            found.inference, (postprocess.segment(block, self.threshold, options.clean) for block in found)
-        )
+        """Predicted masks, one block at a time; see `probabilities` and `segment`."""
+        found = self.probabilities(images, label, out_of_fold)
+        return Predictions(found.inference, map(self.segment, found))
 
 
 def choose_threshold(store: Store, models: Sequence[keras.Model], options: MaskOptions) -> tuple[float, dict[str, Any]]:

@@ -15,7 +15,7 @@ import pytest
 
 PAGES = [pipeline.ROOT / "README.md", *sorted((pipeline.ROOT / "docs").glob("*.md"))]
 PROSE = [*PAGES, *(pipeline.ROOT / name for name in ("CONTRIBUTING.md", "CHANGELOG.md", "data/README.md"))]
-OTHER_SCRIPTS = ("download_data.py", "predict.py")
+OTHER_SCRIPTS = ("download_data.py", "predict.py", "app.py", "export.py")
 README_BYTES = 10_240
 FILE_NAME = re.compile(r"[\w/{},]+\.(?:weights\.h5|npy|json|png|csv|html|md)")
 COMMAND = re.compile(r"python (\w+\.py)([^`\n#|;&]*)")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import predict
 from melanoma.artifacts import contract
+from melanoma.classes import CLASSES, MELANOMA
 from melanoma.cli import run as cli
-from melanoma.deployment import results
+from melanoma.deployment import pipeline, results
 from melanoma.errors import StageError
 
 import numpy as np
@@ -82,3 +83,9 @@ def test_a_broken_image_is_listed_and_the_others_are_predicted(
 def test_a_folder_without_networks_names_the_script_to_run(tmp_path: Path, images: Path) -> None:
     with pytest.raises(StageError, match=contract.CLASSIFIER):
         run(images, "--data", tmp_path / "none", "--out", tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_pretrained_networks_with_other_views_get_the_default_threshold() -> None:
+    networks = pipeline.from_pretrained(views=1, backbone="mobilenetv2")
+    assert networks.thresholds[CLASSES[MELANOMA]] == {"0.5": 0.5}

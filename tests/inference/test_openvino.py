@@ -294,3 +294,11 @@ def test_telemetry_of_openvino_is_off() -> None:
     openvino.load_openvino()
     assert sys.modules["openvino_telemetry"] is None
     assert type(sys.modules["openvino.tools.ovc"].telemetry).__module__ == "openvino.tools.ovc.telemetry_stub"
+
+
+@needs_openvino
+def test_network_converted_ahead_also_computes_single_images() -> None:
+    network, other = small_network(), small_network()
+    openvino.convert([network])
+    assert predict([network], make_images(1), 1, "").inference.name == ENGINE
+    assert predict([network, other], make_images(1), 1, "").inference.name == "keras float32"
