@@ -25,6 +25,7 @@ from melanoma.inference.predict import mean_output
 from melanoma.inference.segment import MaskOptions, Segmenter
 from melanoma.metrics import classification
 from melanoma.models import backbones, classifier, segmentation
+from melanoma.models.classifier import Preprocessing
 from melanoma.sources import synthetic
 
 import keras
@@ -42,7 +43,10 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 
 def make_classifiers(name: str, members: list[str], views: int, calibration: Calibration) -> Ensemble:
-    networks = [classifier.build(name, REGION, backbones.NONE, input_size=24) for _ in members]
+    networks = [
+        classifier.build(name, REGION, backbones.NONE, Preprocessing(input_size=24, colour_constancy=True))
+        for _ in members
+    ]
     for one in networks:  # far from equal probabilities
         for layer in one.head.layers:
             if isinstance(layer, keras.layers.Dense):
