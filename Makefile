@@ -2,6 +2,7 @@
 PYTHON ?= python3
 ENVIRONMENT := .venv
 RUN := $(ENVIRONMENT)/bin/python
+WITH_GRADIO := .venv-app
 PYTEST := $(RUN) -m pytest --numprocesses 2 --dist loadfile
 LOCK := $(ENVIRONMENT)/bin/uv pip compile --universal --python-version 3.11 --quiet --upgrade --custom-compile-command 'make lock'
 
@@ -13,7 +14,7 @@ CLASSIFIER := --backbone $(BACKBONE) --weights none --learning-rate 1e-3
 CLASSIFIER += $(if $(filter mobilenet,$(BACKBONE)),--input-size 64 --epochs 8,--epochs 12)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint figures lock clean
+.PHONY: help demo test test-app test-all lint figures lock clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -39,7 +40,17 @@ demo: $(ENVIRONMENT)/requirements.installed  ## run the five scripts on syntheti
 test: $(ENVIRONMENT)/dev.installed  ## run the quick tests
 	$(PYTEST) -m "not slow"
 
-test-all: $(ENVIRONMENT)/dev.installed  ## run all tests, also those of XLA, JAX, Dask, kills, real data
+# Gradio needs an older Pillow than the other packages, which this environment takes from the main one.
+$(WITH_GRADIO)/app_test.installed: requirements/app_test.txt $(ENVIRONMENT)/dev.installed
+	$(RUN) -m venv $(WITH_GRADIO)
+	$(RUN) -c 'import site; print(*site.getsitepackages(), sep="\n")' > "$$($(WITH_GRADIO)/bin/python -c 'import site; print(site.getsitepackages()[0])')/main.pth"
+	$(WITH_GRADIO)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
+
+test-app: $(WITH_GRADIO)/app_test.installed  ## run the tests of app.py with Gradio, and in Chromium if it is there
+	$(WITH_GRADIO)/bin/python -m pytest tests/chain/test_app.py
+
+test-all: $(ENVIRONMENT)/dev.installed test-app  ## run all tests, also those of XLA, JAX, Dask, kills, real data
 	$(PYTEST)
 
 lint: $(ENVIRONMENT)/dev.installed  ## check style, types and the import layers of the package
@@ -58,10 +69,11 @@ lock: $(ENVIRONMENT)/dev.installed  ## update the pinned requirements to the new
 	$(LOCK) requirements/cpu.in -c requirements.txt -o requirements/cpu.txt
 	$(LOCK) requirements/export.in -c requirements/cpu.txt -o requirements/export.txt
 	$(LOCK) requirements/cluster.in -c requirements.txt -o requirements/cluster.txt
-	$(LOCK) requirements/dev.in -c requirements/cluster.txt -c requirements/cpu.txt -o requirements/dev.txt
+	$(LOCK) requirements/dev.in -c requirements/cluster.txt -c requirements/export.txt -o requirements/dev.txt
 	$(LOCK) requirements/torch.in -c requirements/cpu.txt -o requirements/torch.txt
 	$(LOCK) requirements/app.in -o requirements/app.txt
+	$(LOCK) requirements/app_test.in -c requirements/app.txt -o requirements/app_test.txt
 	$(LOCK) requirements/challenge.in -o requirements/challenge.txt
 
 clean:  ## remove the environment and the demo
-	rm -rf $(ENVIRONMENT) $(DEMO)
+	rm -rf $(ENVIRONMENT) $(WITH_GRADIO) $(DEMO)
