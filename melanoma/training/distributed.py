@@ -190,7 +190,9 @@ class Peers:
             with contextlib.suppress(OSError):
                 connection.sendall(f"{' '.join(reason.split())}\n".encode(errors="backslashreplace"))
         sys.stdout.flush()
-        sys.stderr.write(f"{Path(sys.argv[0]).name}: {message}\n")  # at once: other processes write to the same terminal
+        sys.stderr.write(
+            f"{Path(sys.argv[0]).name}: {message}\n"
+        )  # at once: other processes write to the same terminal
         sys.stderr.flush()
         os._exit(code)
 
