@@ -4,8 +4,8 @@
 
 packs the networks of segmentation_02_segnet_train.py, or those of densenet_train.py and evaluate.py. Writes
 pretrained/segnet{member}.weights.h5 or pretrained/classifier_{backbone}{member}.weights.h5, kernels as float16, and
-segnet.json or classifier.json: checksums, what is needed to use the networks, metrics, data, hashes of the ids of the
-training images, settings, versions, and the machine that packed them.
+segnet.json or classifier.json: checksums, what is needed to use the networks, metrics and how they were measured, data,
+hashes of the ids of the training images, settings, versions, and the machine that packed them.
 
 With --networks fewer files of classifiers are written: networks of neighbouring folds are replaced by one with the
 mean of their weights, named after the first of them. That works for networks trained from common weights, e.g. with
@@ -25,10 +25,11 @@ from typing import Any
 from melanoma.artifacts import contract
 from melanoma.artifacts.atomic import atomic_write, sha256, write_json
 from melanoma.artifacts.store import Store
+from melanoma.classes import SPLIT_NAMES
 from melanoma.cli import flags, run
 from melanoma.dataset.splits import list_members
 from melanoma.errors import InputError
-from melanoma.evaluation import report
+from melanoma.evaluation import report, scoring
 from melanoma.inference import pretrained
 from melanoma.log import log
 
@@ -123,12 +124,17 @@ def write(network: str, weights: Mapping[str, Sequence[Path]], description: dict
     write_json(pretrained.FOLDER / f"{network}.json", {"sha256": checksums} | description | {"packed_on": machine})
 
 
-def describe_data(store: Store, chosen: str) -> str:
-    """The data sets of the last training run, their licences, and what was chosen on validation; "": nothing."""
+def how_measured(split: str, chosen: Sequence[str]) -> dict[str, str]:
+    """Where the metrics of a split come from, and why they are biased if these were chosen on its images."""
+    return {"measured_on": SPLIT_NAMES[split], "caveat": scoring.bias(chosen)}
+
+
+def describe_data(store: Store, chosen: Sequence[str]) -> str:
+    """The data sets of the last training run, their licences, and what was chosen on validation."""
     settings = store.written_with("ids", split="train")
     sources = [f"{one['layout']} ({one['images']} images; {one['credit']})" for one in settings["sources"]]
     added = f", with {', '.join(sources[1:])} added to train" if sources[1:] else ""
-    by_validation = f"; {chosen} chosen on validation" if chosen else ""
+    by_validation = f"; {scoring.listed(chosen)} chosen on validation" if chosen else ""
     return f"{sources[0]}, --split {settings['split']}{added}{by_validation}"
 
 
@@ -144,13 +150,17 @@ def pack_segnet(store: Store, graphics: Path, networks: Sequence[int]) -> None:
         raise InputError(f"the last training run used --limit: run {contract.SEGNET} without it")
     if networks:
         raise InputError("--networks is for classifiers: leave it out")
-    by_validation = settings["training"][0]["reason"].endswith("of validation")
+    chosen = ["epochs"] if settings["training"][0]["reason"].endswith("of validation") else []
+    chosen += [] if used["threshold"] else ["thresholds"]
     description = {
         "design": settings["design"],
         "threshold": settings["threshold"],
         "views": settings["views"],
-        "metrics_before_packing": results["splits"],
-        "data": describe_data(store, "epoch and threshold" if by_validation else "threshold"),
+        "metrics_before_packing": {
+            split: how_measured(split, chosen if split == "val" else []) | scores
+            for split, scores in results["splits"].items()
+        },
+        "data": describe_data(store, chosen),
         "training_ids": pretrained.hash_training_ids(store, extra=False)
         + pretrained.hash_training_ids(store, extra=True),
         "training": settings["training"],
@@ -175,10 +185,10 @@ def pack_classifier(store: Store, graphics: Path, networks: Sequence[int]) -> No
         raise InputError(f"{path} does not belong to the classifier in {store.data}: run {contract.EVALUATION} again")
     settings, system = json.loads(settings_path.read_text(encoding="utf-8")), results["systems"][backbone]
     limited = any(entry["settings"].get("limit") for entry in (results, *results["inputs"].values()))
-    if limited or system["chosen_on"] != "train":
+    if limited or backbone == contract.PRETRAINED or system["chosen_on"] not in system["splits"]:
         raise InputError(
-            "the last run used --limit or --pretrained, or no --folds, which thresholds and calibration need: run "
-            f"{contract.CLASSIFIER} and {contract.EVALUATION} again"
+            "the last run used --limit or --pretrained, or neither --folds nor labels of validation, which thresholds "
+            f"and calibration need: run {contract.CLASSIFIER} and {contract.EVALUATION} again"
         )
     parts, weights = [], dict[str, list[Path]]()
     for part, count in zip(settings["parts"], per_backbone(networks, len(settings["parts"])), strict=True):
@@ -202,11 +212,13 @@ def pack_classifier(store: Store, graphics: Path, networks: Sequence[int]) -> No
     description = settings | {
         "parts": parts,
         "thresholds": system["thresholds"],
+        "chosen_on": system["chosen_on"],  # split on which thresholds and calibration were chosen
         "metrics_before_packing": {
-            split: {name: scores[name] for name in ("n", "metrics", "intervals")}
+            split: how_measured(split, scoring.chosen_on(split, system))
+            | {name: scores[name] for name in ("n", "metrics", "intervals")}
             for split, scores in system["splits"].items()
         },
-        "data": describe_data(store, "epochs" if system["epochs_chosen_on"] else ""),
+        "data": describe_data(store, scoring.chosen_on("val", system)),
         "training_ids": pretrained.hash_training_ids(store, extra=False),
         "extra_training_ids": pretrained.hash_training_ids(store, extra=True),
         "settings": report.made_with(results, backbone),

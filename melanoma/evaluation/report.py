@@ -171,7 +171,6 @@ def content(graphics: Path, metrics: dict[str, Any], current: Set[str]) -> dict[
         "summaries": {split: tables.summarise(system["splits"][split], system["thresholds"]) for split in evaluated},
         "caveats": {split: scoring.caveat(split, system) for split in evaluated},
         "thresholds": system["thresholds"],
-        "chosen_on": system["chosen_on"],
         "subgroups": system["subgroups"],
         "compared": {split: tables.compared(results, split) for split in splits},
         "compared_columns": tables.COMPARED,

@@ -9,13 +9,12 @@ from typing import Any
 from melanoma.artifacts import contract
 from melanoma.artifacts.store import ROW_BLOCK, Store
 from melanoma.classes import CLASSES, MELANOMA, SPLIT_NAMES, TASKS
-from melanoma.dataset.splits import OFFICIAL, UNLABELLED, base_rows, load_labels, originals_with_mask
+from melanoma.dataset.splits import UNLABELLED, base_rows, load_labels, originals_with_mask
 from melanoma.errors import InputError, StageError
 from melanoma.evaluation import submissions
 from melanoma.evaluation.subgroups import subgroups
 from melanoma.log import log
 from melanoma.metrics import bootstrap, classification, segmentation
-from melanoma.sources.layouts import challenge_2017
 
 import numpy as np
 import pandas as pd
@@ -49,6 +48,7 @@ class System:
     chosen_on: str | None = None  # split that the thresholds were chosen on; None: none of these
     epochs_chosen_on: str | None = None  # split that the epochs were chosen on; None: none of these, or unknown
     networks: Sequence[Mapping[str, Any]] = ()  # see `describe_networks`
+    calibrated: bool = False  # whether on the images of `chosen_on`
     submitted: bool = False  # read from a CSV file, not a classifier of this pipeline
     seen: dict[str, list[str]] = field(default_factory=dict)  # ids that its networks were trained on, by split
     store: Store | None = None  # that has loaded what the predictions depend on
@@ -128,10 +128,22 @@ def load_classifier(store: Store, images: Images, name: str) -> System:
     settings = json.loads(own.check("classifier_settings", backbone=name).read_text(encoding="utf-8"))
     seen = {split: ids for split, ids in settings.get("seen", {}).items() if split in probabilities}
     networks = describe_networks(settings["parts"])
-    chosen = any(one["epochs"].endswith("of validation") for one in networks)
-    epochs_on = "val" if chosen and (name != contract.PRETRAINED or is_official(own)) else None
+    is_pretrained = name == contract.PRETRAINED
+    same_validation = not is_pretrained or is_divided_alike(own, settings)
+    epochs = same_validation and any(one["epochs"].endswith("of validation") for one in networks)
+    fitted = same_validation and settings.get("chosen_on") == "val"  # only pretrained networks say that
     thresholds = settings.get("thresholds", {})
-    return System(name, probabilities, thresholds, None, epochs_on, networks, seen=seen, store=own)
+    return System(
+        name,
+        probabilities,
+        thresholds,
+        chosen_on="val" if fitted and thresholds else None,
+        epochs_chosen_on="val" if epochs else None,
+        networks=networks,
+        calibrated=fitted or not is_pretrained,
+        seen=seen,
+        store=own,
+    )
 
 
 def describe_networks(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -158,11 +170,17 @@ def describe_networks(parts: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]
     return described
 
 
-def is_official(store: Store) -> bool:
-    """Whether the images are divided as in ISIC 2017, on whose validation the pretrained networks were chosen."""
-    settings = store.written_with("ids", split=store.splits()[0])
-    layouts = [source["layout"] for source in settings.get("sources", [])]
-    return layouts[:1] == [challenge_2017.LAYOUT.title] and settings["split"] == OFFICIAL
+def is_divided_alike(store: Store, settings: Mapping[str, Any]) -> bool:
+    """Whether layout and --split are those of the images on which pretrained networks were chosen.
+
+    Args:
+        store: with the images.
+        settings: of the networks.
+    """
+    here = store.written_with("ids", split=store.splits()[0])
+    there = settings.get("settings", {}).get(contract.PREPROCESSING, {})
+    first, chosen = ([one["layout"] for one in used.get("sources", [])][:1] for used in (here, there))
+    return first == chosen and here.get("split") == there.get("split")
 
 
 def load_systems(store: Store, images: Images, files: Sequence[Path], backbone: str | None = None) -> list[System]:
@@ -291,6 +309,24 @@ def with_thresholds(system: System, images: Images) -> System:
     return replace(system, thresholds=chosen.thresholds, chosen_on=chosen.chosen_on)
 
 
+def chosen_on(split: str, system: Mapping[str, Any]) -> list[str]:
+    """What was chosen on the images of a split; arguments as of `caveat`."""
+    chosen = ["epochs"] if split == system["epochs_chosen_on"] else []
+    if split == system["chosen_on"]:
+        chosen += ["calibration", "thresholds"] if system["calibrated"] else ["thresholds"]
+    return chosen
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in running text."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def bias(chosen: Sequence[str]) -> str:
+    """A sentence on metrics of images on which these were chosen; "" if nothing was."""
+    return f"Biased upwards: {listed(chosen)} were chosen on these images." if chosen else ""
+
+
 def caveat(split: str, system: Mapping[str, Any]) -> str:
     """Why the metrics of a split are biased; "" if they are not.
 
@@ -298,11 +334,7 @@ def caveat(split: str, system: Mapping[str, Any]) -> str:
         split: split of the metrics.
         system: result of `evaluate_system`; what was chosen for a submitted system, besides thresholds, is unknown.
     """
-    chosen = ["epochs"] if split == system["epochs_chosen_on"] else []
-    if split == system["chosen_on"]:
-        chosen += ["calibration", "thresholds"] if system["calibrated"] else ["thresholds"]
-    listed = " and ".join(filter(None, [", ".join(chosen[:-1]), *chosen[-1:]]))
-    return f"Biased upwards: {listed} were chosen on these images." if chosen else ""
+    return bias(chosen_on(split, system))
 
 
 # -------------------------------------------------------------------------------------------------------------- metrics
@@ -318,7 +350,7 @@ def evaluate_system(system: System, images: Images, metadata: pd.DataFrame | Non
         seed: seed of the bootstrap.
 
     Returns:
-        {"submitted": ..., "calibrated": whether with the images of `chosen_on`, "inputs": manifest keys,
+        {"submitted": ..., "calibrated": whether on the images of `chosen_on`, "inputs": manifest keys,
         "thresholds": ..., "chosen_on": ..., "epochs_chosen_on": ...,
         "networks": result of `describe_networks`,
         "splits": {split: result of `score`}, "subgroups": {split: {group: result of `score_subgroup`}}}.
@@ -326,7 +358,7 @@ def evaluate_system(system: System, images: Images, metadata: pd.DataFrame | Non
     splits = [split for split in system.probabilities if split in images.labels]
     result: dict[str, Any] = {
         "submitted": system.submitted,
-        "calibrated": not system.submitted and system.name != contract.PRETRAINED,
+        "calibrated": system.calibrated,
         "inputs": list(system.store.provenance()["inputs"]) if system.store else [],
         "thresholds": system.thresholds,
         "chosen_on": system.chosen_on,

@@ -154,8 +154,17 @@ def test_without_a_cross_validation_of_every_classifier_train_is_not_predicted(
     pipeline.run(contract.EVALUATION, own)
     system = results(own)["systems"][contract.ENSEMBLE]
     assert set(system["splits"]) == {"val", "test"} and system["chosen_on"] == "val"
-    with pytest.raises(InputError, match="no --folds"):
-        pack(own)
+    pack(own)
+    description = json.loads((pretrained.FOLDER / "classifier.json").read_text())
+    assert description["chosen_on"] == "val" and "train" not in description["metrics_before_packing"]
+    assert list(description["sha256"]) == [
+        *(pretrained.weight_file(BACKBONE, f"_fold{fold}") for fold in (1, 2)),
+        pretrained.weight_file(OTHER, ""),
+    ]
+    pipeline.run(contract.CLASSIFIER, own, "--pretrained")
+    for split in ("val", "test"):
+        expected, found = (probabilities(own, name, split) for name in (contract.ENSEMBLE, contract.PRETRAINED))
+        assert found == pytest.approx(expected, abs=5e-3)
 
 
 # ----------------------------------------------------------------------------------------------------------- evaluation
@@ -317,7 +326,7 @@ def test_pretrained_networks_of_one_backbone_can_be_used_alone(own: Path, packed
     (system,) = results(own)["systems"].values()
     assert system["chosen_on"] == "val" and system["thresholds"]
     page, card = texts(own)
-    assert "The calibration was\nchosen by cross-validation" in card
+    assert "on which split their\ncalibration and thresholds were chosen (`chosen_on`)" in card
     assert "calibration and thresholds were chosen" not in page
     with pytest.raises(InputError, match=f"no networks of mobilenet, but of {BACKBONE}, {OTHER}"):
         pipeline.run(contract.CLASSIFIER, own, "--pretrained", "--backbone", "mobilenet")

@@ -87,11 +87,14 @@ def test_epochs_of_pretrained_networks_were_chosen_on_one_validation_split_only(
     step1 = Store(partly / "data", contract.PREPROCESSING, settings)
     step1.save("ids", np.array(reader(partly).load("ids", split="train")), split="train")
     classifier = Store(partly / "data", contract.CLASSIFIER, {})
+    made = {contract.PREPROCESSING: {"sources": [{"layout": "ISIC 2017 challenge"}], "split": "official"}}
     for name in (contract.PRETRAINED, "b"):
-        classifier.save_json("classifier_settings", {"parts": [pipeline.part(name)]}, backbone=name)
+        description = {"parts": [pipeline.part(name)], "settings": made, "chosen_on": "val"}
+        classifier.save_json("classifier_settings", description, backbone=name)
         classifier.save("probabilities", np.eye(5, 3, dtype=np.float32), split="train", backbone=name)
     images = scoring.load_images(reader(partly))
-    assert scoring.load_classifier(reader(partly), images, contract.PRETRAINED).epochs_chosen_on == expected
+    found = scoring.load_classifier(reader(partly), images, contract.PRETRAINED)
+    assert found.epochs_chosen_on == expected and found.calibrated == (expected == "val")
     assert scoring.load_classifier(reader(partly), images, "b").epochs_chosen_on == "val"
 
 

@@ -15,7 +15,7 @@ def system() -> dict[str, Any]:
     rng = np.random.default_rng(0)
     labels, probabilities = rng.integers(0, 3, 60), rng.dirichlet((1, 1, 1), 60)
     images = scoring.Images({"val": [str(row) for row in range(60)]}, {"val": np.arange(60)}, {"val": labels})
-    system = scoring.System("random", {"val": probabilities}, epochs_chosen_on="val")
+    system = scoring.System("random", {"val": probabilities}, epochs_chosen_on="val", calibrated=True)
     chosen = scoring.choose_thresholds(system, images.labels)
     return scoring.evaluate_system(chosen, images, None, 0)
 

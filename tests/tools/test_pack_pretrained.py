@@ -1,13 +1,18 @@
 """Packing of trained networks for `pretrained/`, and what --pretrained does with them."""
 
+import csv
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+import predict
 from melanoma.artifacts import contract
+from melanoma.deployment import results as predictions
 from melanoma.errors import InputError
-from melanoma.inference import pretrained
+from melanoma.evaluation import report
+from melanoma.inference import calibration, pretrained
+from melanoma.inference.calibration import Calibration
 from melanoma.inference.ensemble import load
 from melanoma.models import classifier
 from tools import pack_pretrained
@@ -80,6 +85,85 @@ def test_classifiers_predict_the_probabilities_they_predicted_before_packing(cha
         pack(pretrained.CLASSIFIER, chain)
 
 
+@pytest.fixture
+def single(
+    own_chain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Path, dict[str, np.ndarray], dict[str, Any]]:
+    """A chain with one network of each kind, packed; the probabilities before that by split, and the evaluation."""
+    monkeypatch.setattr(pretrained, "FOLDER", tmp_path / "pretrained")
+    monkeypatch.setattr(calibration, "fit", lambda *_: Calibration(0.2))  # makes probabilities differ between images
+    pipeline.classify(own_chain, "--train", "head", "--epochs", "3")
+    pipeline.run(contract.EVALUATION, own_chain)
+    pack(pretrained.SEGNET, own_chain)
+    pack(pretrained.CLASSIFIER, own_chain)
+    stored = reader(own_chain)
+    before = {
+        split: np.array(stored.load("probabilities", split=split, backbone=BACKBONE)) for split in ("val", "test")
+    }
+    return own_chain, before, evaluated(own_chain)[BACKBONE]
+
+
+def evaluated(folder: Path) -> dict[str, Any]:
+    """The systems that the last run of evaluate.py evaluated."""
+    return json.loads((folder / "graphics" / report.METRICS_FILE).read_text())["systems"]
+
+
+def test_single_network_gives_the_probabilities_it_gave_before_packing(
+    single: tuple[Path, dict[str, np.ndarray], dict[str, Any]], source: Path, tmp_path: Path
+) -> None:
+    chain, before, _ = single
+    assert np.ptp(before["test"], axis=0).max() > 0.03
+    assert [path.name for path in pretrained.FOLDER.glob("classifier*.h5")] == [f"classifier_{BACKBONE}.weights.h5"]
+    pipeline.run(contract.CLASSIFIER, chain, "--pretrained")
+    for split, expected in before.items():
+        after = reader(chain).load("probabilities", split=split, backbone=contract.PRETRAINED)
+        assert after == pytest.approx(expected, abs=5e-3)
+        assert abs(after - expected).max() > 0  # rounded to float16
+    images, out = source / "ISIC-2017_Test_v2_Data", tmp_path / "predictions"
+    predict.main(predict.build_parser().parse_args([str(images), "--out", str(out), "--jobs", "1"]))
+    with (out / predictions.TABLE).open(newline="") as stream:
+        found = {
+            row["image"]: [float(row[name]) for name in predictions.PROBABILITIES] for row in csv.DictReader(stream)
+        }
+    ids = reader(chain).load("ids", split="test").tolist()
+    assert np.array([found[name] for name in ids]) == pytest.approx(before["test"], abs=5e-3)
+
+
+def test_description_of_a_single_network_says_that_its_metrics_of_validation_are_biased(
+    single: tuple[Path, dict[str, np.ndarray], dict[str, Any]],
+) -> None:
+    chain, _, system = single
+    found = description("classifier")
+    assert found["chosen_on"] == "val" and found["thresholds"] == system["thresholds"]
+    assert found["data"].endswith("; calibration and thresholds chosen on validation")
+    caveat = "Biased upwards: calibration and thresholds were chosen on these images."
+    assert measured("classifier") == {"val": ("validation", caveat), "test": ("test", "")}
+    caveat = "Biased upwards: thresholds were chosen on these images."
+    assert measured("segnet") == {"val": ("validation", caveat), "test": ("test", "")}
+    pipeline.run(contract.CLASSIFIER, chain, "--pretrained")
+    pipeline.run(contract.EVALUATION, chain, "--backbone", contract.PRETRAINED)
+    after = evaluated(chain)[contract.PRETRAINED]
+    assert after["thresholds"] == system["thresholds"] and after["chosen_on"] == "val" and after["calibrated"]
+    card = (chain / "graphics" / report.CARD).read_text(encoding="utf-8")
+    assert "calibration and thresholds were chosen on these images" in card and "cross-validation" not in card
+
+
+def measured(network: str) -> dict[str, tuple[str, str]]:
+    """How the metrics of each split in a description were measured."""
+    metrics = description(network)["metrics_before_packing"]
+    return {split: (scores["measured_on"], scores["caveat"]) for split, scores in metrics.items()}
+
+
+def test_classifier_without_labels_to_choose_thresholds_on_is_not_packed(chain: Path) -> None:
+    path = chain / "graphics" / report.METRICS_FILE
+    metrics = json.loads(path.read_text())
+    system = metrics["systems"][BACKBONE]
+    metrics["systems"][BACKBONE] = system | {"chosen_on": "val", "splits": {"test": system["splits"]["test"]}}
+    path.write_text(json.dumps(metrics))
+    with pytest.raises(InputError, match="neither --folds nor labels of validation"):
+        pack(pretrained.CLASSIFIER, chain)
+
+
 def test_only_kernels_are_packed_as_float16(chain: Path) -> None:
     pack(pretrained.SEGNET, chain)
     dtypes: dict[bool, set[str]] = {True: set(), False: set()}
@@ -112,6 +196,9 @@ def test_descriptions_have_data_settings_metrics_machine_and_versions(chain: Pat
     assert found["roi"] == "crop" and [part["backbone"] for part in found["parts"]] == [BACKBONE]
     assert found["metrics_before_packing"]["train"]["n"] == pipeline.COUNTS["train"]
     assert found["settings"][contract.CLASSIFIER]["folds"] == 2
+    assert found["chosen_on"] == "train" and measured("classifier")["val"] == ("validation", "")
+    on_train = ("cross-validation", "Biased upwards: calibration and thresholds were chosen on these images.")
+    assert measured("classifier")["train"] == on_train
     hashes = sorted(map(pretrained.hash_id, originals(chain, "train")))
     assert found["training_ids"] == description("segnet")["training_ids"] == hashes
     assert len(hashes) == pipeline.COUNTS["train"]
