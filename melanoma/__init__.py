@@ -5,6 +5,9 @@ and cli, then classes, errors and log. Import this package before Keras: it keep
 terminal.
 """
 
+import gc
+
 from melanoma.cli import tensorflow_notices
 
+gc.set_threshold(50_000)  # objects between collections: the default, 700, costs each start about a second
 tensorflow_notices.hide()
