@@ -254,8 +254,9 @@ def test_other_systems_are_evaluated_beside_the_classifier(
     assert exit_code(monkeypatch, contract.EVALUATION, *places(own_chain), "--predictions", str(copy), str(noise)) == 0
     systems = json.loads((graphics / "metrics.json").read_text())["systems"]
     assert list(systems) == [BACKBONE, "copy", "noise"]
-    aucs = {name: system["splits"]["test"]["metrics"]["melanoma auc"] for name, system in systems.items()}
-    assert aucs["copy"] == pytest.approx(aucs[BACKBONE]) and aucs["noise"] != aucs["copy"]
+    metrics = {name: system["splits"]["test"]["metrics"] for name, system in systems.items()}
+    aucs = {name: found["melanoma auc"] for name, found in metrics.items()}
+    assert aucs["copy"] == pytest.approx(aucs[BACKBONE]) and metrics["noise"] != metrics["copy"]
     assert set(systems["copy"]["splits"]) == {"test"}
     assert systems["copy"]["thresholds"]["melanoma"] == {"0.5": 0.5}
     changed = {split: (graphics / f"roc_{split}.png").read_bytes() != before[split] for split in before}
