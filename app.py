@@ -34,11 +34,26 @@ CLEAN_EVERY, CLEAN_AFTER = 60, 600  # seconds; of files that were uploaded but w
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=flags.HelpFormatter, allow_abbrev=False)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: also for other machines")
-    parser.add_argument("--port", type=flags.positive_int, default=7860, help="port to listen on")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="IPv4 address to listen on; 0.0.0.0: also for other machines"
+    )
+    parser.add_argument("--port", type=port, default=7860, help="port to listen on, 1 to 65535")
     parser.add_argument("--max-megabytes", type=flags.positive_int, default=30, help="size limit of an uploaded file")
     pipeline.add_flags(parser)
     return parser
+
+
+def port(text: str) -> int:
+    """A port, for argparse."""
+    if (number := flags.positive_int(text)) > 65535:
+        raise argparse.ArgumentTypeError(f"{text} is not a port: 1 to 65535")
+    return number
+
+
+def without_proxy(host: str) -> None:
+    """Makes Gradio, which checks whether its page can be reached, go there directly."""
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "localhost", "127.0.0.1", host]))
 
 
 def load_gradio() -> ModuleType:
@@ -62,6 +77,8 @@ def serve(networks: Pipeline, host: str, port: int, max_megabytes: int) -> Itera
     Raises:
         InputError: Gradio is not installed, or the address cannot be listened on.
     """
+    if ":" in host:
+        raise InputError(f"--host {host}: only IPv4 addresses and names are supported")
     gradio, warning = load_gradio(), page.template(page.SHARED).module.warning()  # type: ignore[attr-defined]
 
     def answer(paths: list[str]) -> Iterator[tuple[None, str]]:
@@ -79,7 +96,15 @@ def serve(networks: Pipeline, host: str, port: int, max_megabytes: int) -> Itera
                 f"{MAX_PIXELS // 10**6} megapixels each",
                 file_count="multiple",
             )
-            drop.upload(answer, drop, [drop, gradio.HTML()], api_visibility="private", concurrency_limit=1)
+            drop.upload(
+                answer,
+                drop,
+                [drop, gradio.HTML()],
+                trigger_mode="multiple",  # files dropped during an answer wait for it
+                api_visibility="private",
+                concurrency_limit=1,
+            )
+        without_proxy(host)
         try:
             blocks.launch(
                 server_name=host,

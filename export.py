@@ -27,7 +27,6 @@ import numpy as np
 
 WRITES = ("out",)
 COUNT = 50  # images to compare with Keras
-LICENCE = {"licence": "that of the images that the networks were trained on"}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,7 +39,9 @@ def build_parser() -> argparse.ArgumentParser:
         default="float32",
         help="precision of the stored weights; float16 halves the files",
     )
-    parser.add_argument("--out", type=Path, default=Path("exported"), help="folder of the models, one for each format")
+    parser.add_argument(
+        "--out", type=Path, default=Path("exported"), help="folder of the models; another one for each format"
+    )
     pipeline.add_flags(parser)
     parser.add_argument(
         "--check",
@@ -52,15 +53,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def images_to_check(paths: list[Path] | None, size: int) -> np.ndarray:
-    """The images that are compared, uint8 (N, size, size, 3).
+def images_to_check(found: list[images.ImageFile], size: int) -> np.ndarray:
+    """The images that are compared, uint8 (N, size, size, 3); synthetic ones if no files are given.
 
     Raises:
         InputError: none can be read.
     """
-    if not paths:
+    if not found:
         return export.synthetic_images(COUNT, size)
-    found = images.find(paths, [])[:COUNT]
     with images.workers_for(len(found), None) as workers:
         read = list(images.read_all(found, size, workers))
     if readable := [one.image for one in read if isinstance(one, images.Read)]:
@@ -72,9 +72,10 @@ def main(arguments: argparse.Namespace) -> None:
     """Exports both networks, compares them with Keras and describes them."""
     target = export.Target(arguments.format, arguments.precision == "float16", arguments.out)
     target.require()
+    found = images.find(arguments.check, [])[:COUNT] if arguments.check else []
     networks = pipeline.load(arguments.data, arguments.views, arguments.backbone)
-    weights = LICENCE if arguments.data else pretrained.training_data(arguments.backbone)
-    export.export(networks, target, images_to_check(arguments.check, networks.size), weights)
+    trained_on = {} if arguments.data else pretrained.training_data(arguments.backbone)
+    export.export(networks, target, images_to_check(found, networks.size), trained_on)
     log.info("%s describes how to use them", arguments.out / export.DESCRIPTION)
 
 

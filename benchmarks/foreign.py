@@ -21,7 +21,6 @@ from typing import Any
 from benchmarks import foreign_images
 from melanoma.artifacts.atomic import atomic_write
 from melanoma.cli import flags
-from melanoma.dataset import roi
 from melanoma.deployment import foreign, pipeline
 from melanoma.inference import pretrained
 from melanoma.inference.predict import predict
@@ -78,12 +77,7 @@ class Extractor:
 
         lesion = np.concatenate(list(self.networks.segmenter.probabilities(images, kind)))
         masks = self.networks.segmenter.segment(lesion)
-        regions = np.stack(
-            [
-                roi.region_of_interest(image, mask, self.networks.roi, self.networks.region_size)[0]
-                for image, mask in zip(images, masks, strict=True)
-            ]
-        )
+        regions = self.networks.regions(images, masks)
         inputs = {REGION: regions, FULL: images}
         found = {
             f"{name}, {where}": run(model, what)
@@ -165,7 +159,7 @@ def collect(extractor: Extractor, source: Path, ham10000: Path) -> dict[str, Fea
         return change(load("val"))
 
     kinds: dict[str, Callable[[], np.ndarray]] = {
-        "scikit-image's images": foreign_images.photographs,
+        "scikit-image's images": foreign_images.scikit_image_images,
         **foreign_images.drawings(),
         "skin without lesion": lambda: foreign_images.skins(load("train"), found["train"]["masks"]),
         **{kind: partial(changed, change) for kind, change in foreign_images.CHANGES.items()},

@@ -132,7 +132,7 @@ CHANGES: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # of images, uint8 (
 }
 
 
-def photographs() -> np.ndarray:
+def scikit_image_images() -> np.ndarray:
     """The images that scikit-image's package contains: uint8 (N, SIZE, SIZE, 3)."""
     folder = Path(skimage.__file__).parent / "data"
     return np.stack([read(path) for path in sorted(folder.iterdir()) if path.suffix in (".png", ".jpg")])
@@ -153,7 +153,8 @@ def ham10000(source: Path) -> dict[str, Callable[[], np.ndarray]]:
         ids = [row["image_id"] for row in rows if row["dx"] == diagnosis][:EACH]
         return np.stack([read(source / "images" / f"{one}.jpg") for one in ids])
 
-    return {f"HAM10000 {diagnosis}": partial(load, diagnosis) for diagnosis in (*OTHERS, *KNOWN)}
+    present = {row["dx"] for row in rows}
+    return {f"HAM10000 {one}": partial(load, one) for one in (*OTHERS, *KNOWN) if one in present}
 
 
 def draw(kind: str) -> np.ndarray:

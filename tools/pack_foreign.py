@@ -13,6 +13,7 @@ from melanoma.cli import flags, run
 from melanoma.dataset import decode
 from melanoma.deployment import foreign
 from melanoma.deployment.pipeline import BATCH_SIZE
+from melanoma.errors import InputError
 from melanoma.inference import pretrained
 from melanoma.inference.predict import predict
 from melanoma.inference.segment import MaskOptions, Segmenter
@@ -44,7 +45,11 @@ def main(arguments: argparse.Namespace) -> None:
         InputError: the source or the packed network is faulty.
     """
     splits = reader.read(arguments.source).splits
+    if not (splits.get("train") and splits.get("val")):
+        raise InputError(f"{arguments.source}: images of train and validation are needed")
     networks, settings = pretrained.load_segnet(SIZE)
+    if settings["design"]["network"] != "unet":
+        raise InputError("images are compared by a U-Net only, not by the packed network")
     features = foreign.feature_model(networks[0], settings["design"])
     segmenter = Segmenter(networks, settings["threshold"], MaskOptions(settings["views"], True, BATCH_SIZE))
     train, validation = read(splits["train"]), read(splits["val"])

@@ -1,17 +1,20 @@
-"""Images unlike those of training: how far each is from them, and from where on it is flagged.
+"""Images unlike those of training (out of distribution): how far each is from them, and when it is flagged.
 
 Two measures, both by the segmentation network, which sees the full image: the distance of its features from those of
 the training images, and its uncertainty inside the mask that it predicts. Which others were compared: docs/results.md.
 """
 
 import json
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from melanoma.artifacts.atomic import atomic_write, sha256
+from melanoma.errors import InputError
 from melanoma.inference import pretrained
 from melanoma.inference.predict import predict
+from melanoma.log import log
 from melanoma.models import backbones
 
 import keras
@@ -157,12 +160,20 @@ def load(network: keras.Model, settings: Mapping[str, Any]) -> tuple[Detector | 
 
     Returns:
         None and "" where FILE is missing or belongs to other networks.
+
+    Raises:
+        InputError: FILE is damaged.
     """
     path, checksums = pretrained.FOLDER / FILE, [*settings["sha256"].values()]
     if not path.is_file():
         return None, ""
-    with np.load(path, allow_pickle=False) as found:
-        if json.loads(str(found[CHECKSUMS])) != checksums:
-            return None, ""
-        reference = Reference(**{field.name: found[field.name] for field in fields(Reference)})
+    try:
+        with np.load(path, allow_pickle=False) as found:
+            belongs = json.loads(str(found[CHECKSUMS])) == checksums
+            reference = Reference(**{field.name: found[field.name] for field in fields(Reference)})
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        raise InputError(f"{path} is damaged: {pretrained.ADVICE}") from None
+    if not belongs:
+        log.info("%s belongs to other networks: images unlike those of training are not flagged", path)
+        return None, ""
     return Detector(feature_model(network, settings["design"]), reference), sha256(path)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from melanoma.errors import InputError
 from melanoma.inference.openvino import load_openvino
 
 import keras
@@ -101,13 +100,7 @@ def read_litert(path: Path) -> Compute:
 
 
 def write_saved_model(model: keras.Model, path: Path, half: bool) -> None:
-    """Writes TensorFlow's SavedModel, a folder.
-
-    Raises:
-        InputError: float16.
-    """
-    if half:
-        raise InputError("--precision float16 has no effect on saved_model: leave it out")
+    """Writes TensorFlow's SavedModel, a folder; `half` must be False."""
     import tensorflow as tf
 
     module = trace(model)
@@ -130,11 +123,12 @@ class Format:
     suffix: str  # of the file's name
     write: Callable[[keras.Model, Path, bool], None]  # the last: whether weights are stored as float16
     read: Callable[[Path], Compute]
+    halves: bool = True  # whether it can store weights as float16
 
 
 FORMATS = {
     "onnx": Format(("tf2onnx", "onnx", "onnxruntime"), ".onnx", write_onnx, read_onnx),
     "openvino": Format(("openvino",), ".xml", write_openvino, read_openvino),
     "litert": Format(("ai_edge_litert",), ".tflite", write_litert, read_litert),
-    "saved_model": Format((), "_saved_model", write_saved_model, read_saved_model),
+    "saved_model": Format((), "_saved_model", write_saved_model, read_saved_model, halves=False),
 }

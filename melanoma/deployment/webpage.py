@@ -39,6 +39,8 @@ def describe(networks: Pipeline, read: Read | Broken) -> dict[str, Any]:
     """What the template shows of a file besides its name."""
     if isinstance(read, Broken):
         path = read.file.path
+        if not path.exists():  # Gradio stores equal files once
+            return {"reason": "dropped twice, and deleted with the first answer: drop it again"}
         return {"reason": read.reason.removeprefix(f"{path}: ").replace(str(path), path.name)}
     (finding,) = networks.find([read], explain=True)
     return {

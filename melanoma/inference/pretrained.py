@@ -21,9 +21,6 @@ import keras
 
 FOLDER = Path(__file__).parents[2] / "pretrained"
 SEGNET, CLASSIFIER = "segnet", "classifier"
-# Licences of the weights, by whether images of HAM10000 were added in training.
-FREE = "that of ISIC 2017: CC-0 as far as known"
-NON_COMMERCIAL = "CC-BY-NC, as HAM10000: non-commercial use, with attribution"
 ADVICE = "restore it from the repository, or train without --pretrained"
 HASH_DIGITS = 16  # hexadecimal: two of a million ids share a hash with a probability of 3e-8
 DOWNSAMPLED = "_DOWNSAMPLED"  # suffix of the ids of some ISIC 2019 images; the image is that of the id without it
@@ -149,21 +146,17 @@ def load_classifier(
     return Blend(parts), settings
 
 
-def training_data(backbone: str | None = None) -> dict[str, dict[str, str]]:
-    """The training images of the networks, and the licence of their weights.
+def training_data(backbone: str | None = None) -> dict[str, str]:
+    """The training images of the networks, with their licences; by network, SEGNET and CLASSIFIER.
 
     Args:
         backbone: whose classifiers alone are used; None: all.
-
-    Returns:
-        "data" and "licence" by network, SEGNET and CLASSIFIER.
     """
     segnet, classifier = read(SEGNET)[0], read(CLASSIFIER)[0]
     extra = any(part["extra"] for part in classifier["parts"] if backbone in (None, part["backbone"]))
-    data = classifier["data"] if extra else classifier["data"].partition(", with ")[0]
     return {
-        SEGNET: {"data": segnet["data"], "licence": FREE},
-        CLASSIFIER: {"data": data, "licence": NON_COMMERCIAL if extra else FREE},
+        SEGNET: segnet["data"],
+        CLASSIFIER: classifier["data"] if extra else classifier["data"].partition(", with ")[0],
     }
 
 

@@ -190,9 +190,8 @@ class Peers:
             with contextlib.suppress(OSError):
                 connection.sendall(f"{' '.join(reason.split())}\n".encode(errors="backslashreplace"))
         sys.stdout.flush()
-        sys.stderr.write(
-            f"{Path(sys.argv[0]).name}: {message}\n"
-        )  # at once: other processes write to the same terminal
+        line = f"{Path(sys.argv[0]).name}: {message}\n"
+        sys.stderr.write(line)  # in one call: other processes write to the same terminal
         sys.stderr.flush()
         os._exit(code)
 

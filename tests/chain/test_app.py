@@ -101,6 +101,23 @@ def test_files_are_deleted_also_if_nobody_waits_for_the_answer(networks: Pipelin
     assert not image.exists() and not notes.exists()
 
 
+def test_file_that_another_answer_deleted_is_explained(networks: Pipeline, image: Path) -> None:
+    found = [*webpage.answer(networks, [image, image.with_name("gone.jpg")])]
+    assert "data:image/jpeg" in found[0] and "dropped twice" in found[1]
+
+
+@pytest.mark.parametrize("port", ["0", "70000"])
+def test_port_out_of_range_is_refused(port: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        app.build_parser().parse_args(["--port", port])
+    assert "--port" in capsys.readouterr().err
+
+
+def test_ipv6_address_is_refused(networks: Pipeline, port: int) -> None:
+    with pytest.raises(InputError, match="only IPv4"), app.serve(networks, "::1", port, max_megabytes=1):
+        pass
+
+
 def test_too_many_files_are_refused(networks: Pipeline, notes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(webpage, "MAX_IMAGES", 1)
     (answer,) = webpage.answer(networks, [notes, notes])

@@ -14,7 +14,7 @@ import export as script
 from melanoma.artifacts.atomic import sha256
 from melanoma.cli import run as cli
 from melanoma.dataset import augment, decode
-from melanoma.deployment import export, formats, pipeline
+from melanoma.deployment import export, formats, images, pipeline
 from melanoma.deployment.formats import FORMATS
 from melanoma.deployment.pipeline import Pipeline
 from melanoma.errors import DifferenceError, InputError
@@ -161,9 +161,9 @@ def test_float16_is_smaller_and_close(name: str, models: dict[str, keras.Model],
     assert 0 < difference < 0.01
 
 
-def test_saved_model_has_no_float16(models: dict[str, keras.Model], tmp_path: Path) -> None:
+def test_saved_model_has_no_float16(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no effect on saved_model"):
-        export.Target("saved_model", True, tmp_path).write(models)
+        export.Target("saved_model", True, tmp_path).require()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -281,14 +281,14 @@ def test_script_exports_networks_of_a_data_folder(
 def test_check_without_a_readable_image_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"nothing")
     with pytest.raises(InputError, match=r"none of the first 1 images can be read.*broken\.jpg"):
-        script.images_to_check([tmp_path], SIZE)
+        script.images_to_check(images.find([tmp_path], []), SIZE)
 
 
 def test_licence_depends_on_the_networks_that_are_used() -> None:
     every, mobilenet = pretrained.training_data(), pretrained.training_data("mobilenetv2")
-    assert "HAM10000" in every["classifier"]["data"] and "non-commercial" in every["classifier"]["licence"]
-    assert "HAM10000" not in mobilenet["classifier"]["data"] and "CC-0" in mobilenet["classifier"]["licence"]
-    assert every["segnet"] == mobilenet["segnet"] and "CC-0" in every["segnet"]["licence"]
+    assert "CC-BY-NC" in every["classifier"]
+    assert "CC-BY-NC" not in mobilenet["classifier"] and "CC-0" in mobilenet["classifier"]
+    assert every["segnet"] == mobilenet["segnet"] and "CC-0" in every["segnet"]
 
 
 # ----------------------------------------------------------------------------------------------- without this package

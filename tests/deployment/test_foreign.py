@@ -8,6 +8,7 @@ from melanoma.dataset import decode
 from melanoma.deployment import foreign, pipeline
 from melanoma.deployment.images import ImageFile, Read
 from melanoma.deployment.pipeline import Pipeline
+from melanoma.errors import InputError
 from melanoma.inference import ensemble, openvino, pretrained
 from melanoma.inference.segment import MaskOptions, Segmenter
 from melanoma.models import backbones, classifier, segmentation
@@ -109,6 +110,9 @@ def test_is_saved_with_the_networks_it_belongs_to(folder: Path) -> None:
     assert np.array_equal(detector.reference.scores(features, inside), saved.scores(features, inside))
     assert detector.reference.threshold == saved.threshold
     assert foreign.load(segnet(), SETTINGS | {"sha256": {"segnet.weights.h5": "b"}}) == (None, "")
+    (folder / foreign.FILE).write_bytes((folder / foreign.FILE).read_bytes()[:1000])
+    with pytest.raises(InputError, match="is damaged"):
+        foreign.load(segnet(), SETTINGS)
 
 
 def test_shipped_description_belongs_to_the_shipped_network_and_is_small() -> None:
