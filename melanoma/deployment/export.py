@@ -233,7 +233,8 @@ def describe(networks: Pipeline, target: Target, trained_on: Mapping[str, str]) 
         "input": f"{IMAGES}: float32 (N, size, size, 3), RGB, 0 to 255",
         "image": {
             "size": networks.size,
-            "resize": "stretch to a square: reduce width and height by whole factors (mean of blocks of pixels), then "
+            "resize": "stretch to a square: a JPEG may be decoded at a half, a quarter or an eighth of its sides, if "
+            "they are at least `size`; width and height reduced by whole factors (mean of blocks of pixels), then "
             "bilinear with antialiasing; EXIF orientation ignored, colours in sRGB",
         },
         "mask": {

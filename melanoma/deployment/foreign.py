@@ -168,7 +168,7 @@ def load(network: keras.Model, settings: Mapping[str, Any]) -> tuple[Detector | 
     if not path.is_file():
         return None, ""
     try:
-        with np.load(path, allow_pickle=False) as found:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as found:
             belongs = json.loads(str(found[CHECKSUMS])) == checksums
             reference = Reference(**{field.name: found[field.name] for field in fields(Reference)})
     except (OSError, ValueError, KeyError, zipfile.BadZipFile):

@@ -8,31 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from melanoma.inference.openvino import load_openvino
+from melanoma.inference.openvino import IMAGES, core, load_openvino, trace
 
 import keras
 import numpy as np
 
 Compute = Callable[[np.ndarray], np.ndarray]  # from float32 (N, S, S, 3) to float32 (N, ...)
 
-IMAGES = "images"  # name of the input
 OPSET = 18  # of ONNX, from 2022: the newest that tf2onnx 1.17 writes
-
-
-def trace(model: keras.Model) -> Any:
-    """A TensorFlow module whose function `serve` computes what the model does, for any number of images.
-
-    Weights are constants: `keras.Model.export` keeps them as variables, which the converters look up one by one.
-    """
-    import tensorflow as tf
-
-    weights = [
-        [variable.numpy() for variable in some] for some in (model.trainable_variables, model.non_trainable_variables)
-    ]
-    images = tf.TensorSpec((None, *model.input_shape[1:]), "float32", IMAGES)
-    module = tf.Module()
-    module.serve = tf.function(lambda x: model.stateless_call(*weights, x, training=False)[0], [images])
-    return module
 
 
 def write_onnx(model: keras.Model, path: Path, half: bool) -> None:
@@ -40,7 +23,7 @@ def write_onnx(model: keras.Model, path: Path, half: bool) -> None:
     import onnx
     import tf2onnx
 
-    function = trace(model).serve
+    function = trace(model)
     converted, _ = tf2onnx.convert.from_function(function, function.input_signature, OPSET)
     if half:
         halve_weights(converted.graph)
@@ -69,13 +52,13 @@ def read_onnx(path: Path) -> Compute:
 def write_openvino(model: keras.Model, path: Path, half: bool) -> None:
     """Writes OpenVINO's XML, and the weights beside it."""
     openvino = load_openvino()
-    function = trace(model).serve.get_concrete_function()
+    function = trace(model).get_concrete_function()
     openvino.save_model(openvino.convert_model(function), path, compress_to_fp16=half)
 
 
 def read_openvino(path: Path) -> Compute:
     """Loads OpenVINO's XML."""
-    compiled = load_openvino().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     return lambda images: compiled(images)[0]
 
 
@@ -83,8 +66,8 @@ def write_litert(model: keras.Model, path: Path, half: bool) -> None:
     """Writes LiteRT, also known as TensorFlow Lite."""
     import tensorflow as tf
 
-    module = trace(model)
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([module.serve.get_concrete_function()], module)
+    function = trace(model).get_concrete_function()
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], function)
     if half:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.target_spec.supported_types = [tf.float16]
@@ -103,7 +86,8 @@ def write_saved_model(model: keras.Model, path: Path, half: bool) -> None:
     """Writes TensorFlow's SavedModel, a folder; `half` must be False."""
     import tensorflow as tf
 
-    module = trace(model)
+    module = tf.Module()
+    module.serve = trace(model)
     tf.saved_model.save(module, path, module.serve)
 
 

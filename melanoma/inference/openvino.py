@@ -41,6 +41,7 @@ OPTIONS: dict[str, Any] = {
 MAX_EAGER_VIEWS = 8
 
 OPENVINO = "openvino"
+IMAGES = "images"  # name of the input of a traced network
 
 
 class UnconvertibleError(Exception):
@@ -68,25 +69,15 @@ class Compiled:
         Raises:
             UnconvertibleError: OpenVINO does not support one of its operations, or cannot compile it.
         """
-        import tensorflow
-
         openvino = load_openvino()
         self.output_shape = model.output_shape
         hint, _ = PRECISIONS[keras.config.dtype_policy().name]
-        image = tensorflow.TensorSpec((1, *model.input_shape[1:]), "float32")
-        # `model.export` takes twice as long, writes files, and fails for classifiers that resize (Keras 3.15.1).
-        # Weights as constants: OpenVINO looks up variables one by one, 2.4 s for DenseNet121.
-        weights = [
-            [variable.numpy() for variable in some]
-            for some in (model.trainable_variables, model.non_trainable_variables)
-        ]
         with in_float32(model):
-            traced = tensorflow.function(lambda x: model.stateless_call(*weights, x, training=False)[0])
-            function = traced.get_concrete_function(image)
+            function = trace(model, 1).get_concrete_function()
         errors = openvino.frontend.OpConversionFailure, openvino.frontend.OpValidationFailure, RuntimeError
         options = OPTIONS | {"INFERENCE_PRECISION_HINT": hint}
         try:
-            compiled = openvino.Core().compile_model(openvino.convert_model(function), "CPU", options)
+            compiled = core().compile_model(openvino.convert_model(function), "CPU", options)
         except errors as error:
             lines = [line.strip(" -") for line in str(error).splitlines()]
             reason = next((line for line in lines if line.startswith("No conversion rule")), lines[0])
@@ -117,6 +108,21 @@ class Eager:
     def predict_on_batch(self, images: np.ndarray) -> np.ndarray:
         """From (N, S, S, 3) of any dtype to float32 (N, ...)."""
         return np.asarray(self.model(images.astype(np.float32), training=False))
+
+
+def trace(model: keras.Model, count: int | None = None) -> Any:
+    """A TensorFlow function that computes what the model does, for `count` images; None: for any number.
+
+    Weights are constants, because OpenVINO looks up variables one by one (2.4 s for DenseNet121). `model.export` takes
+    twice as long, writes files, and fails for classifiers that resize (Keras 3.15.1).
+    """
+    import tensorflow
+
+    weights = [
+        [variable.numpy() for variable in some] for some in (model.trainable_variables, model.non_trainable_variables)
+    ]
+    images = tensorflow.TensorSpec((count, *model.input_shape[1:]), "float32", IMAGES)
+    return tensorflow.function(lambda x: model.stateless_call(*weights, x, training=False)[0], [images])
 
 
 @contextlib.contextmanager
@@ -188,7 +194,7 @@ def obstacle() -> str:
         return "there is a GPU"
     if importlib.util.find_spec("openvino") is None:
         return "OpenVINO is not installed (requirements/cpu.txt)"
-    if PRECISIONS[policy][1] not in load_openvino().Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+    if PRECISIONS[policy][1] not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return f"the processor has no instructions for {policy}"
     return ""
 
@@ -199,6 +205,12 @@ def load_openvino() -> ModuleType:
     import openvino.frontend
 
     return openvino
+
+
+@functools.cache
+def core() -> Any:
+    """OpenVINO's runtime, one per process: after one of several has ended, a signal crashes the process (2026.4)."""
+    return load_openvino().Core()
 
 
 def convert(models: Sequence[keras.Model]) -> None:

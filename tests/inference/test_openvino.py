@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ import pipeline
 import pytest
 import toy
 
+ROOT = Path(__file__).parents[2]
 SIZE = 32  # pixels
 MANY = openvino.MIN_VIEWS
 ENGINE = "openvino float32"
@@ -246,7 +248,7 @@ def test_keras_predicts_in_a_precision_that_openvino_or_the_processor_lacks(
     policy: str, reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     core = SimpleNamespace(get_property=lambda device, name: ["FP32", "INT8"])
-    monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace(Core=lambda: core, __spec__=object()))
+    monkeypatch.setattr(openvino, "core", lambda: core)
     monkeypatch.setattr(openvino, "load_openvino", lambda: sys.modules["openvino"])
     assert not openvino.obstacle()
     monkeypatch.setattr(keras.config, "dtype_policy", lambda: keras.DTypePolicy(policy))
@@ -302,3 +304,34 @@ def test_network_converted_ahead_also_computes_single_images() -> None:
     openvino.convert([network])
     assert predict([network], make_images(1), 1, "").inference.name == ENGINE
     assert predict([network, other], make_images(1), 1, "").inference.name == "keras float32"
+
+
+SIGNAL_STACK = """
+import ctypes, gc
+from melanoma.inference.openvino import Compiled
+import keras
+
+class Stack(ctypes.Structure):
+    _fields_ = [("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+
+def stack():
+    found = Stack()
+    assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found)) == 0
+    return found.start, found.size
+
+first, second = (Compiled(keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(2, 3)])) for _ in range(2))
+before = stack()
+del first
+gc.collect()
+del second
+gc.collect()
+assert stack() == before, (before, stack())
+"""
+
+
+@needs_openvino
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="structure of Linux")
+def test_stack_of_signal_handlers_stays_when_networks_are_freed() -> None:
+    """Otherwise the next signal is handled in freed memory, which can crash the process."""
+    subprocess.run([sys.executable, "-c", SIGNAL_STACK], cwd=ROOT, check=True)
