@@ -18,6 +18,15 @@ Compute = Callable[[np.ndarray], np.ndarray]  # from float32 (N, S, S, 3) to flo
 OPSET = 18  # of ONNX, from 2022: the newest that tf2onnx 1.17 writes
 
 
+def as_module(model: keras.Model) -> Any:
+    """A TensorFlow module whose function `serve` computes what the model does; see `trace`."""
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.serve = trace(model)
+    return module
+
+
 def write_onnx(model: keras.Model, path: Path, half: bool) -> None:
     """Writes ONNX."""
     import onnx
@@ -66,8 +75,8 @@ def write_litert(model: keras.Model, path: Path, half: bool) -> None:
     """Writes LiteRT, also known as TensorFlow Lite."""
     import tensorflow as tf
 
-    function = trace(model).get_concrete_function()
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], function)
+    module = as_module(model)
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([module.serve.get_concrete_function()], module)
     if half:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.target_spec.supported_types = [tf.float16]
@@ -86,8 +95,7 @@ def write_saved_model(model: keras.Model, path: Path, half: bool) -> None:
     """Writes TensorFlow's SavedModel, a folder; `half` must be False."""
     import tensorflow as tf
 
-    module = tf.Module()
-    module.serve = trace(model)
+    module = as_module(model)
     tf.saved_model.save(module, path, module.serve)
 
 
