@@ -326,7 +326,7 @@ def run_program(python: Path, folder: Path, image: Path) -> dict[str, float]:
 def test_program_of_the_page_predicts_what_the_pipeline_predicts(other_python: Path, tmp_path: Path) -> None:
     require("onnx")
     assert subprocess.run([other_python, "-c", "import tensorflow"], capture_output=True, check=False).returncode
-    networks = pipeline.from_pretrained()
+    networks = pipeline.from_pretrained(backbone="mobilenetv2")
     export.Target("onnx", False, tmp_path / "exported").write(export.build(networks))
     target = export.Target("onnx", False, tmp_path / "exported")
     (target.folder / export.DESCRIPTION).write_text(json.dumps(export.describe(networks, target, {})))
