@@ -44,7 +44,7 @@ class Classifier:
             images = colours.shades_of_grey(images)
         side = self.preprocessing.input_size
         if side != self.size:
-            images = layers.Resizing(side, side, name="resize_input")(images)
+            images = layers.Resizing(side, side, dtype="float32", name="resize_input")(images)
         return backbones.preprocess(self.name, images, self.preprocessing.scaling)
 
     def extractor(self) -> keras.Model:

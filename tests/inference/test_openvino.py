@@ -306,6 +306,15 @@ def test_network_converted_ahead_also_computes_single_images() -> None:
     assert predict([network, other], make_images(1), 1, "").inference.name == "keras float32"
 
 
+@needs_openvino
+@pytest.mark.usefixtures("float32_restored")
+def test_network_that_resizes_is_converted_in_bfloat16() -> None:
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    network = classifier.build("densenet121", 40, "none", Preprocessing(input_size=32)).model
+    found = openvino.Compiled(network).predict_on_batch(np.zeros((1, 40, 40, 3), np.float32))
+    assert found.sum() == pytest.approx(1, abs=0.01)
+
+
 SIGNAL_STACK = """
 import ctypes, gc
 from melanoma.inference.openvino import Compiled
