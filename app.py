@@ -87,7 +87,7 @@ def serve(networks: Pipeline, host: str, port: int, max_megabytes: int) -> Itera
             shown += one
             yield None, shown  # None: empties the drop area, whose files are deleted
 
-    with tempfile.TemporaryDirectory(prefix="melanoma_") as uploads:
+    with tempfile.TemporaryDirectory(prefix="melanoma_") as uploads, contextlib.ExitStack() as stack:
         os.environ["GRADIO_TEMP_DIR"] = uploads
         with gradio.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(CLEAN_EVERY, CLEAN_AFTER)) as blocks:
             gradio.HTML(f"{warning}<h1>{TITLE}</h1>")
@@ -105,6 +105,7 @@ def serve(networks: Pipeline, host: str, port: int, max_megabytes: int) -> Itera
                 concurrency_limit=1,
             )
         without_proxy(host)
+        stack.callback(blocks.close, verbose=False)
         try:
             blocks.launch(
                 server_name=host,
@@ -119,10 +120,7 @@ def serve(networks: Pipeline, host: str, port: int, max_megabytes: int) -> Itera
             )
         except OSError:
             raise InputError(f"cannot listen on {host}, port {port}: choose another --port or --host") from None
-        try:
-            yield blocks.local_url
-        finally:
-            blocks.close(verbose=False)
+        yield blocks.local_url
 
 
 def main(arguments: argparse.Namespace) -> None:
