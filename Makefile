@@ -14,7 +14,7 @@ CLASSIFIER := --backbone $(BACKBONE) --weights none --learning-rate 1e-3
 CLASSIFIER += $(if $(filter mobilenet,$(BACKBONE)),--input-size 64 --epochs 8,--epochs 12)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-app test-all lint figures lock clean
+.PHONY: help setup demo test test-app test-all lint figures lock clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
@@ -27,6 +27,8 @@ $(ENVIRONMENT)/%.installed:
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r $<
 	@touch $@
 
+setup: $(ENVIRONMENT)/requirements.installed  ## only create the environment .venv
+
 demo: $(ENVIRONMENT)/requirements.installed  ## run the five scripts on synthetic images: minutes on a CPU, no data or weights to download
 	@rm -rf $(DEMO)
 	$(RUN) -m melanoma.sources.synthetic --out $(DEMO)/source --train 480
@@ -35,7 +37,7 @@ demo: $(ENVIRONMENT)/requirements.installed  ## run the five scripts on syntheti
 	$(RUN) image_mask_array.py $(IN_DEMO)
 	$(RUN) densenet_train.py $(IN_DEMO) $(CLASSIFIER)
 	$(RUN) evaluate.py $(IN_DEMO)
-	@echo; echo "Open $(DEMO)/graphics/report.html. The PNGs:"; ls $(DEMO)/graphics/*.png
+	@echo; echo "The PNGs:"; ls $(DEMO)/graphics/*.png
 
 test: $(ENVIRONMENT)/dev.installed  ## run the quick tests
 	$(PYTEST) -m "not slow"

@@ -66,7 +66,9 @@ def load_gradio() -> ModuleType:
     try:
         import gradio
     except ImportError:
-        raise InputError("app.py needs Gradio: pip install -r requirements/app.txt") from None
+        raise InputError(
+            "app.py needs Gradio, in an environment of its own: see docs/prediction.md, a page to drop images into"
+        ) from None
     return gradio
 
 

@@ -3,7 +3,7 @@
 Reads   IMAGE ..., image files and folders, searched with all folders below; masks among them are left out
         pretrained/, or with --data the networks that the scripts trained
 Writes  predictions/predictions.csv               one line per image: probabilities, melanoma yes or no at each
-                                                  operating point, what to check
+                                                  operating point, what to check, file
         predictions/submission.csv                the probabilities alone, as the tools of the challenges want them
         predictions/failed.csv                    images that cannot be read, and why
         predictions/masks/{name}_segmentation.png lesion mask at the image's own size, 0 and 255
@@ -17,11 +17,15 @@ Expect  docs/prediction.md
 
 import argparse
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 from melanoma.classes import CLASSES, MELANOMA
 from melanoma.cli import flags, hardware, run
+from melanoma.dataset.workers import Workers
 from melanoma.deployment import images, page, pipeline
+from melanoma.deployment.images import Broken, Read
+from melanoma.deployment.pipeline import Pipeline
 from melanoma.deployment.results import FAILED, Results
 from melanoma.errors import InputError
 from melanoma.log import log, progress
@@ -46,6 +50,16 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def predict(
+    read: Iterator[Read | Broken], networks: Pipeline, results: Results, overlays: bool, workers: Workers
+) -> Iterator[Read | Broken]:
+    """Predicts images, a block at a time; yields each of them when its results are written."""
+    while block := list(itertools.islice(read, BLOCK)):
+        readable = [one for one in block if isinstance(one, Read)]
+        results.add(networks.find(readable, overlays), workers)
+        yield from block
+
+
 def main(arguments: argparse.Namespace) -> None:
     """Predicts the images that have no results yet, a block at a time, then writes the page.
 
@@ -57,19 +71,18 @@ def main(arguments: argparse.Namespace) -> None:
     networks = pipeline.load(arguments.data, arguments.views, arguments.backbone)
     results = Results(arguments.out, networks.thresholds[CLASSES[MELANOMA]])
     results.open({**networks.made_of, "overlays": arguments.overlays}, arguments.overwrite)
-    done = results.done()
-    todo = [one for one in found if one.name not in done]
+    todo = results.without_line(found)
     log.info("%d images, %d of them predicted by an earlier run", len(found), len(found) - len(todo))
+    log.info("%s", networks.describe())
     failed: dict[str, str] = {}
     with images.workers_for(len(todo), arguments.jobs) as workers:
-        read = progress(images.read_all(todo, networks.size, workers), "predicting", len(todo))
-        while block := list(itertools.islice(read, BLOCK)):
-            failed |= {one.file.name: one.reason for one in block if isinstance(one, images.Broken)}
-            readable = [one for one in block if isinstance(one, images.Read)]
-            results.add(networks.find(readable, arguments.overlays), workers)
+        handled = predict(images.read_all(todo, networks.size, workers), networks, results, arguments.overlays, workers)
+        for one in progress(handled, "predicting", len(todo)):
+            if isinstance(one, Broken):
+                failed[one.file.name] = one.reason
         results.write_failed(failed)
         results.write_submission()
-        written = page.write(results, {"networks": networks.describe(), "failed": len(failed)}, workers)
+        written = page.write(results, {"networks": networks.describe(), "failed": failed}, workers)
     log.info("results: %s", written)
     if failed:
         name, reason = next(iter(failed.items()))

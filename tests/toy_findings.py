@@ -17,6 +17,7 @@ def finding(name: str, melanoma: float = 0.3, **changes: Any) -> Finding:
     mask[4:12, 4:8] = 1
     values: dict[str, Any] = {
         "name": name,
+        "state": (f"/images/{name}.jpg", "2026-11-26T12:00:00+00:00"),
         "preview": np.full((64, 64, 3), 200, np.uint8),
         "size": (50, 30),
         "mask": mask,

@@ -19,7 +19,7 @@ from melanoma.errors import InputError
 from melanoma.sources.records import FORMATS
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 # File name extensions by format. Whatever a file claims to be, no other decoder is used.
 EXTENSIONS = {extension: name for name, extensions in FORMATS.items() for extension in extensions}
@@ -97,6 +97,9 @@ def open_image(path: Path) -> tuple[Image.Image, list[str]]:
             notes = file_notes(image, path)
     except Image.DecompressionBombError:
         raise InputError(f"{path}: {TOO_LARGE}") from None
+    except UnidentifiedImageError:
+        reason = f"damaged, or none of {', '.join(FORMATS)}" if path.stat().st_size else "empty file"
+        raise InputError(f"{path}: not a readable image ({reason})") from None
     except DAMAGED as error:
         raise InputError(f"{path}: not a readable image ({error})") from None
     if image.width * image.height > MAX_PIXELS:

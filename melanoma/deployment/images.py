@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 
 from melanoma.dataset import decode
@@ -24,6 +25,14 @@ class ImageFile:
     path: Path
     name: str  # under which its results are written: no two are equal, also where upper and lower case are the same
 
+    def state(self) -> tuple[str, str]:
+        """Absolute path and time of the last change, ISO 8601 in UTC; "" if the file cannot be found."""
+        try:
+            changed = datetime.fromtimestamp(self.path.stat().st_mtime, UTC).isoformat()
+        except OSError:
+            changed = ""
+        return str(self.path.absolute()), changed
+
 
 @dataclass(frozen=True)
 class Read:
@@ -34,6 +43,7 @@ class Read:
     preview: np.ndarray  # uint8 (PREVIEW, PREVIEW, 3), as the overlay shows it
     size: tuple[int, int]  # width and height of the file in pixels
     flags: tuple[str, ...]  # why it may not be an image of a lesion, see `decode.image_doubts`
+    state: tuple[str, str]  # of the file when it was read, see `ImageFile.state`
 
 
 @dataclass(frozen=True)
@@ -45,7 +55,7 @@ class Broken:
 
 
 def find(paths: Sequence[Path], outputs: Sequence[Path]) -> list[ImageFile]:
-    """The images among these files and below these folders; masks are left out.
+    """The images among these files and below these folders; masks of other images there are left out.
 
     Args:
         paths: files, which are taken whatever their names are, and folders.
@@ -61,13 +71,13 @@ def find(paths: Sequence[Path], outputs: Sequence[Path]) -> list[ImageFile]:
     for path in paths:
         if path.is_dir():
             inside = files.scan(path, outputs)
-            masks = files.find_masks(inside)
-            if masks:
-                log.info("%s: %d masks are left out", path, len(masks))
-            if inside.unread:
-                log.info(
-                    "%s: %d images of other formats are left out, e.g. %s", path, len(inside.unread), inside.unread[0]
-                )
+            masks = files.find_masks_of_images(inside)
+            for what, left_out in (
+                ("masks of other images", sorted(masks)),
+                ("images of other formats (save them as JPEG or PNG)", inside.unread),
+            ):
+                if left_out:
+                    log.info("%s: %s are left out: %d, e.g. %s", path, what, len(left_out), left_out[0])
             names = {one: PurePosixPath(inside.relative(one).as_posix()) for one in inside.images if one not in masks}
         elif path.exists():
             names = {path: PurePosixPath(path.name)}
@@ -99,12 +109,13 @@ def unique_names(paths: Sequence[PurePosixPath]) -> list[str]:
 def read(task: tuple[ImageFile, int]) -> Read | Broken:
     """Reads a file for networks that see images of this side in pixels; for workers, so it raises no InputError."""
     file, size = task
+    state = file.state()
     try:
         decoded = decode.read_pair(file.path, None, size)
         preview = decode.read_pair(file.path, None, PREVIEW).image
     except InputError as error:
-        return Broken(file, str(error))
-    return Read(file, decoded.image, preview, decoded.size, decoded.doubts)
+        return Broken(file, str(error).removeprefix(f"{file.path}: "))
+    return Read(file, decoded.image, preview, decoded.size, decoded.doubts, state)
 
 
 def workers_for(count: int, jobs: int | None) -> Workers:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from melanoma.classes import CLASSES, MELANOMA
 from melanoma.dataset import roi
@@ -25,6 +26,7 @@ class Finding:
     """What is known of one image."""
 
     name: str
+    state: tuple[str, str]  # of its file, see `images.ImageFile.state`
     preview: np.ndarray  # uint8 (P, P, 3), the whole image, stretched to a square
     size: tuple[int, int]  # width and height of the file in pixels
     mask: np.ndarray  # uint8 (S, S, 1), {0, 1}
@@ -47,9 +49,17 @@ class Finding:
         return "; ".join(self.flags)
 
 
-def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font."""
-    return ImageFont.load_default(size)
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """The font of Matplotlib, which has the letters of most alphabets."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+
+
+def shortened(text: str, size: int, width: int) -> str:
+    """As much of a text as fits into a width in pixels."""
+    letters = len(text)
+    while letters and font(size).getlength(fitting := text if letters == len(text) else f"{text[:letters]}…") > width:
+        letters -= 1
+    return fitting if letters else ""
 
 
 def with_contour(finding: Finding) -> Image.Image:
@@ -66,7 +76,9 @@ def with_contour(finding: Finding) -> Image.Image:
             top, left, side = roi.lesion_box(mask)
             scale = np.array([width, TILE]) / len(mask)
             corners = [*(scale * (left, top)), *(scale * (left + side, top + side) - 1)]
-            ImageDraw.Draw(picture).rectangle(corners, outline=BOX, width=2)
+            pen = ImageDraw.Draw(picture)
+            pen.rectangle(corners, outline=INK, width=4)
+            pen.rectangle(corners, outline=BOX, width=2)
     return picture
 
 
@@ -89,18 +101,19 @@ def draw(finding: Finding) -> Image.Image:
     tiles = {
         "lesion (yellow) and crop (white)" if finding.cropped else "lesion (yellow)": with_contour(finding),
         "what the classifier sees": region,
-        f"where it sees {CLASSES[MELANOMA]} (Grad-CAM)": with_heatmap(finding),
+        f"what speaks most for {CLASSES[MELANOMA]} (Grad-CAM)": with_heatmap(finding),
     }
-    width = sum(tile.width for tile in tiles.values()) + GAP * (len(tiles) + 1)
+    widths = [max(tile.width, round(font(14).getlength(title))) for title, tile in tiles.items()]
+    width = sum(widths) + GAP * (len(tiles) + 1)
     bars_top = 2 * GAP + 24 + 22 + TILE
     canvas = Image.new("RGB", (width, bars_top + (BAR_HEIGHT + 8) * len(CLASSES) + 44), "white")
     pen = ImageDraw.Draw(canvas)
-    pen.text((GAP, GAP - 2), finding.name, INK, font(18))
+    pen.text((GAP, GAP - 2), shortened(finding.name, 18, width - 2 * GAP), INK, font(18))
     left = GAP
-    for title, tile in tiles.items():
+    for (title, tile), column in zip(tiles.items(), widths, strict=True):
         pen.text((left, GAP + 24), title, QUIET, font(14))
         canvas.paste(tile, (left, GAP + 24 + 22))
-        left += tile.width + GAP
+        left += column + GAP
     draw_bars(pen, finding, bars_top, width)
     return canvas
 

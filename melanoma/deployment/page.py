@@ -68,6 +68,7 @@ def write(results: Results, description: Mapping[str, Any], workers: Workers) ->
         {
             "name": row[IMAGE],
             "overlay": overlay,
+            "link": OVERLAY.format(name=row[IMAGE]),
             "probabilities": {name: float(row[column]) for name, column in zip(CLASSES, PROBABILITIES, strict=True)},
             "melanoma": float(row[melanoma]),
             "decisions": {

@@ -52,6 +52,7 @@ class Pipeline:
         thresholds: {class: {operating point: probability from which an image counts as of the class}}.
         made_of: what identifies networks and settings, for `results`.
         detector: of images unlike those of training; None: there is none for these networks.
+        synthetic: whether the networks were trained on generated images.
     """
 
     size: int
@@ -62,6 +63,7 @@ class Pipeline:
     thresholds: Mapping[str, Mapping[str, float]]
     made_of: Mapping[str, Any]
     detector: Detector | None = None
+    synthetic: bool = False
 
     def predict(self, images: np.ndarray) -> Predicted:
         """Predicts images, uint8 (N, size, size, 3)."""
@@ -90,6 +92,7 @@ class Pipeline:
         return [
             Finding(
                 one.file.name,
+                one.state,
                 one.preview,
                 one.size,
                 mask,
@@ -111,9 +114,10 @@ class Pipeline:
         self.explain(self.predict(np.zeros((1, self.size, self.size, 3), np.uint8)))
 
     def describe(self) -> str:
-        """The networks in one sentence."""
+        """The networks, and whether they are of any use on real images."""
         found = [f"{len(part.classifiers)} {part.classifiers[0].name}" for part in self.classifier.parts]
-        return f"Classifiers: {', '.join(found)}; segmentation networks: {len(self.segmenter.models)}."
+        warning = " Trained on synthetic images: the results say nothing about real lesions." if self.synthetic else ""
+        return f"Classifiers: {', '.join(found)}; segmentation networks: {len(self.segmenter.models)}.{warning}"
 
     def explain(self, predicted: Predicted) -> np.ndarray:
         """Grad-CAM of melanoma in each region, by the first network; see `gradcam.class_activation`."""
@@ -187,6 +191,7 @@ def from_data(data: Path, views: int | None = None, backbone: str | None = None)
     classifier, settings = ensemble.load(store, name, views)
     size = store.load("images", split=store.splits()[0]).shape[1]
     segmenter = load_segmenter(store, size, views)
+    made_with = store.written_with("images", split=store.splits()[0])
     return Pipeline(
         size,
         segmenter,
@@ -195,6 +200,7 @@ def from_data(data: Path, views: int | None = None, backbone: str | None = None)
         classifier,
         load_thresholds(store, name, settings),
         {"networks": store.inputs, "backbone": name, "views": views},
+        synthetic=bool(made_with.get("synthetic")) and name != contract.PRETRAINED,
     )
 
 

@@ -13,15 +13,18 @@ from typing import Any
 from melanoma.artifacts.atomic import atomic_write, write_json, write_text
 from melanoma.classes import CLASSES
 from melanoma.dataset.workers import Workers
+from melanoma.deployment.images import ImageFile
 from melanoma.deployment.overlay import Finding, draw
 from melanoma.errors import InputError
 from melanoma.inference import postprocess
+from melanoma.log import log
 
 from PIL import Image
 
 TABLE, SUBMISSION, FAILED, SETTINGS = "predictions.csv", "submission.csv", "failed.csv", "settings.json"
 MASK, OVERLAY = "masks/{name}_segmentation.png", "overlays/{name}.png"
 IMAGE, FLAGS = "image", "flags"
+STATE = "file", "changed"  # see `images.ImageFile.state`
 PROBABILITIES = tuple(name.replace(" ", "_") for name in CLASSES)
 COMPRESSION = 1  # zlib level of the PNGs: the fastest
 
@@ -41,7 +44,7 @@ class Results:
     @property
     def columns(self) -> list[str]:
         """Header of predictions.csv."""
-        return [IMAGE, *PROBABILITIES, *threshold_columns([*self.thresholds]), FLAGS]
+        return [IMAGE, *PROBABILITIES, *threshold_columns([*self.thresholds]), FLAGS, *STATE]
 
     def open(self, made_of: Mapping[str, Any], overwrite: bool) -> None:
         """Prepares the folder for a run; keeps the lines of an interrupted one.
@@ -76,9 +79,22 @@ class Results:
         with (self.folder / TABLE).open(encoding="utf-8", newline="") as stream:
             yield from csv.DictReader(stream)
 
-    def done(self) -> set[str]:
-        """Names of the images that have a line."""
-        return {row[IMAGE] for row in self.rows()}
+    def without_line(self, found: Sequence[ImageFile]) -> list[ImageFile]:
+        """The images that have no line yet.
+
+        Raises:
+            InputError: the line under an image's name is of another file, or the file has changed since.
+        """
+        known = {row[IMAGE]: tuple(row[column] for column in STATE) for row in self.rows()}
+        for one in found:
+            if known.get(one.name, one.state()) != one.state():
+                raise InputError(
+                    f"{self.folder / TABLE} has results of {one.name!r} from {' of '.join(known[one.name])}, not from "
+                    f"{' of '.join(one.state())}: use another --out, or --overwrite to replace all results there"
+                )
+        if others := len(known.keys() - {one.name for one in found}):
+            log.info("%s holds results of %d other images, which stay there and on the page", self.folder, others)
+        return [one for one in found if one.name not in known]
 
     def add(self, findings: Sequence[Finding], workers: Workers) -> None:
         """Writes masks and overlays, and after them the lines of the table, so that a line says that all is written."""
@@ -87,8 +103,8 @@ class Results:
         with (self.folder / TABLE).open("a", encoding="utf-8", newline="") as stream:
             for one in findings:
                 values = one.probabilities.tolist()
-                cells = [one.name, *(f"{value:.9g}" for value in values), *one.decisions.values(), one.to_check]
-                stream.write(_line(cells))
+                numbers = [f"{value:.9g}" for value in values]
+                stream.write(_line([one.name, *numbers, *one.decisions.values(), one.to_check, *one.state]))
             stream.flush()
             os.fsync(stream.fileno())
 

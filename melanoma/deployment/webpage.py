@@ -41,7 +41,7 @@ def describe(networks: Pipeline, read: Read | Broken) -> dict[str, Any]:
         path = read.file.path
         if not path.exists():  # Gradio stores equal files once
             return {"reason": "dropped twice, and deleted with the first answer: drop it again"}
-        return {"reason": read.reason.removeprefix(f"{path}: ").replace(str(path), path.name)}
+        return {"reason": read.reason.replace(str(path), path.name)}
     (finding,) = networks.find([read], explain=True)
     return {
         "overlay": page.data_url(overlay.draw(finding), QUALITY),

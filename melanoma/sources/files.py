@@ -250,6 +250,13 @@ def find_masks(files: Files) -> set[Path]:
     return in_folder | by_name
 
 
+def find_masks_of_images(files: Files) -> set[Path]:
+    """The masks among the files whose image is there too: the name of a single photograph may look like a mask's."""
+    masks = find_masks(files)
+    images = {path.stem.lower() for path in files.images if path not in masks}
+    return {path for path in masks if MASK_ENDING.sub("", path.stem.lower()) in images}
+
+
 def _is_below_masks(relative: Path) -> bool:
     """Whether the nearest folder whose name says what it contains is one of masks."""
     for folder in reversed(relative.parent.parts):

@@ -145,7 +145,7 @@ def toy_networks(threshold: float | None) -> Pipeline:
 
 def read(*flags: str) -> list[Read]:
     """The pictures, with these flags of their files."""
-    return [Read(ImageFile(Path(), "a"), one, one, (SIZE, SIZE), flags) for one in pictures()]
+    return [Read(ImageFile(Path(), "a"), one, one, (SIZE, SIZE), flags, ("a", "")) for one in pictures()]
 
 
 def found_flags(threshold: float | None, *flags: str) -> list[list[str]]:

@@ -33,6 +33,14 @@ def test_elongated_images_stay_readable(size: tuple[int, int]) -> None:
     assert overlay.TILE / overlay.MAX_ASPECT <= width <= overlay.TILE * overlay.MAX_ASPECT
 
 
+@pytest.mark.parametrize("name", ["Läsion", "x" * 300, ""])
+def test_name_fits(name: str) -> None:
+    width = overlay.draw(finding(name)).width
+    shown = overlay.shortened(name, 18, width)
+    assert overlay.font(18).getlength(shown) <= width
+    assert shown == name or (shown.endswith("…") and len(shown) > 50)
+
+
 def test_bar_of_melanoma_warns_from_the_lowest_threshold() -> None:
     alert = (209, 73, 91)
     assert count(np.asarray(overlay.draw(finding("a", 0.19))), alert) == 0

@@ -1,6 +1,7 @@
 """The page of all predicted images."""
 
 import re
+from collections.abc import Mapping
 
 from melanoma.dataset.workers import Workers
 from melanoma.deployment import page
@@ -10,9 +11,9 @@ import pytest
 from toy_findings import add, finding
 
 
-def written(results: Results, failed: int = 0) -> str:
+def written(results: Results, failed: Mapping[str, str] | None = None) -> str:
     with Workers(1) as workers:
-        return page.write(results, {"networks": "Two networks.", "failed": failed}, workers).read_text()
+        return page.write(results, {"networks": "Two networks.", "failed": failed or {}}, workers).read_text()
 
 
 def test_lists_the_images_by_probability_of_melanoma(opened: Results) -> None:
@@ -22,13 +23,14 @@ def test_lists_the_images_by_probability_of_melanoma(opened: Results) -> None:
     assert text.count("data:image/jpeg;base64,") == 2
     assert "Check: dark" in text
     assert "Not a medical device" in text
-    assert not re.search(r"(src|href)=\"(?!data:)", text)  # self-contained
+    assert not re.search(r"src=\"(?!data:)", text)  # self-contained
+    assert re.findall(r"href=\"(.*?)\"", text) == ["overlays/high.png", "overlays/low.png"]
 
 
 def test_shows_the_most_suspicious_of_many(opened: Results, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(page, "MAX_IMAGES", 2)
     add(opened, *(finding(str(number), number / 10, heatmap=None) for number in range(4)))
-    text = written(opened, failed=1)
+    text = written(opened, failed={"b&w": "broken"})
     assert re.findall(r'<li data-name="(.*?)"', text) == ["3", "2"]
     assert "2 images with the highest probability" in text
-    assert "1 image could not be read" in text
+    assert "1 image could not be read: b&amp;w." in text

@@ -1,8 +1,11 @@
 """The output folder: table, masks, overlays, and what an interrupted run left there."""
 
 import csv
+import os
+from pathlib import Path
 
 from melanoma.deployment import results
+from melanoma.deployment.images import ImageFile
 from melanoma.deployment.results import Results
 from melanoma.errors import InputError
 
@@ -24,6 +27,8 @@ def test_table_has_probabilities_decisions_and_flags(opened: Results) -> None:
         "melanoma_at_youden": "no",
         "melanoma_at_90_sensitivity": "yes",
         "flags": "dark; small",
+        "file": "/images/a, b.jpg",
+        "changed": "2026-11-26T12:00:00+00:00",
     }
     assert second["melanoma_at_youden"] == "yes"
 
@@ -50,7 +55,7 @@ def test_half_a_line_of_an_interrupted_run_is_removed(opened: Results) -> None:
     table.write_text(complete + "c,0.5,0.")
     opened.open(MADE_OF, overwrite=False)
     assert table.read_text() == complete
-    assert opened.done() == {"a", "b"}
+    assert [row["image"] for row in opened.rows()] == ["a", "b"]
 
 
 def test_results_of_other_networks_are_replaced_only_on_request(opened: Results) -> None:
@@ -58,9 +63,32 @@ def test_results_of_other_networks_are_replaced_only_on_request(opened: Results)
     other = MADE_OF | {"networks": {"a": "456"}}
     with pytest.raises(InputError, match="--overwrite"):
         opened.open(other, overwrite=False)
-    assert opened.done() == {"a"}
+    assert [row["image"] for row in opened.rows()] == ["a"]
     opened.open(other, overwrite=True)
-    assert opened.done() == set()
+    assert not list(opened.rows())
+
+
+def test_images_without_line_are_predicted(opened: Results, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    first, second = (ImageFile(tmp_path / f"{name}.jpg", name) for name in "ab")
+    for one in (first, second):
+        one.path.touch()
+    add(opened, finding("a", state=first.state()), finding("earlier"))
+    assert opened.without_line([first, second]) == [second]
+    assert "results of 1 other images" in caplog.text
+
+
+@pytest.mark.parametrize("changed", ["another file", "another content"])
+def test_line_of_another_file_is_not_taken_for_this_one(changed: str, opened: Results, tmp_path: Path) -> None:
+    one = ImageFile(tmp_path / "a.jpg", "a")
+    one.path.touch()
+    add(opened, finding("a", state=one.state()))
+    if changed == "another file":
+        one = ImageFile(tmp_path / "more" / "a.jpg", "a")
+    else:
+        os.utime(one.path, (0, 0))
+    with pytest.raises(InputError, match="use another --out"):
+        opened.without_line([one])
 
 
 def test_submission_has_the_probabilities_alone(opened: Results) -> None:
