@@ -244,8 +244,8 @@ def draw_evaluation(folder: Path, split: str, labels: np.ndarray, systems: Seque
     roc, precision_recall = curves(split, labels, predicted, seed)
     if roc:
         title = f"Each class against the rest, {images}"
-        points = [point for thresholds in predicted[0].thresholds.values() for point in thresholds]
-        legend = "thresholds: " + ", ".join(dict.fromkeys(points))
+        points = dict.fromkeys(point for thresholds in predicted[0].thresholds.values() for point in thresholds)
+        legend = [f"threshold: {point}" for point in points]
         plots.plot_curves(folder / ROC.format(split=split), roc, title, ROC_AXES, "chance", legend)
         path = folder / PRECISION_RECALL.format(split=split)
         plots.plot_curves(path, precision_recall, title, PRECISION_RECALL_AXES, points=legend)

@@ -1,5 +1,6 @@
 """Every kind of plot, drawn from arrays and saved as PNG."""
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ TRUTH, PREDICTION = "#00e5ff", "#ffd400"  # cyan and yellow differ from skin, an
 LINES = ("#1b6ca8", "#d1495b", "#3a7d44", "#8a5a9e", "#b8860b")
 SMALLEST_AREA = 0.001  # fraction of the image; the left end of the axis of lesion areas
 STYLES = ("-", "--", "-.", ":")
+MARKERS = ("o", "D", "s", "^")  # of operating points
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,12 @@ def jaccard(path: Path, area: np.ndarray, values: np.ndarray, groups: dict[str, 
 
 
 def plot_curves(
-    path: Path, curves: Sequence[Curve], title: str, axes: tuple[str, str], diagonal: str = "", points: str = ""
+    path: Path,
+    curves: Sequence[Curve],
+    title: str,
+    axes: tuple[str, str],
+    diagonal: str = "",
+    points: Sequence[str] = (),
 ) -> None:
     """Draws curves in the unit square, such as ROC or precision-recall curves.
 
@@ -180,7 +187,7 @@ def plot_curves(
         title: title of the figure.
         axes: labels of x and y.
         diagonal: label of the line from (0, 0) to (1, 1); "": no such line.
-        points: label of the curves' points; "": no label.
+        points: labels of the curves' points.
     """
     panels = list(dict.fromkeys(curve.panel for curve in curves))
     figure = Figure(figsize=(5.4 * len(panels), 5.4), layout="constrained")
@@ -195,10 +202,10 @@ def plot_curves(
                 axis.fill_between(*curve.band, color=colour, alpha=0.15, linewidth=0)
             style = STYLES[curve.style % len(STYLES)]
             axis.plot(curve.x, curve.y, color=colour, linewidth=1.8, linestyle=style, label=legend_label(curve.label))
-            for x, y in curve.points:
-                axis.plot(x, y, marker="o", color=colour, markeredgecolor="white", markersize=8)
-        if points:
-            axis.plot([], [], marker="o", color="0.4", linestyle="none", label=points)
+            for (x, y), marker in zip(curve.points, itertools.cycle(MARKERS), strict=False):
+                axis.plot(x, y, marker=marker, color=colour, markeredgecolor="white", markersize=8)
+        for label, marker in zip(points, itertools.cycle(MARKERS), strict=False):
+            axis.plot([], [], marker=marker, color="0.4", linestyle="none", label=label)
         if any(curve.band for curve in shown):
             axis.fill_between([], [], [], color="0.4", alpha=0.2, label="95 % band")
         axis.set(xlabel=axes[0], ylabel=axes[1], xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
