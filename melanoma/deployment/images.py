@@ -31,7 +31,7 @@ class ImageFile:
             changed = datetime.fromtimestamp(self.path.stat().st_mtime, UTC).isoformat()
         except OSError:
             changed = ""
-        return str(self.path.absolute()), changed
+        return str(self.path.resolve()), changed
 
 
 @dataclass(frozen=True)

@@ -77,8 +77,8 @@ def with_contour(finding: Finding) -> Image.Image:
             scale = np.array([width, TILE]) / len(mask)
             corners = [*(scale * (left, top)), *(scale * (left + side, top + side) - 1)]
             pen = ImageDraw.Draw(picture)
-            pen.rectangle(corners, outline=INK, width=4)
-            pen.rectangle(corners, outline=BOX, width=2)
+            pen.rectangle(corners, outline=BOX, width=4)
+            pen.rectangle(corners, outline=INK)
     return picture
 
 
