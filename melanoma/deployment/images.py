@@ -26,12 +26,12 @@ class ImageFile:
     name: str  # under which its results are written: no two are equal, also where upper and lower case are the same
 
     def state(self) -> tuple[str, str]:
-        """Absolute path and time of the last change, ISO 8601 in UTC; "" if the file cannot be found."""
+        """Absolute path, what is not UTF-8 escaped; and time of the last change, ISO 8601 in UTC, "" without a file."""
         try:
             changed = datetime.fromtimestamp(self.path.stat().st_mtime, UTC).isoformat()
         except OSError:
             changed = ""
-        return str(self.path.resolve()), changed
+        return str(self.path.resolve()).encode(errors="backslashreplace").decode(), changed
 
 
 @dataclass(frozen=True)

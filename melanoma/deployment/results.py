@@ -61,9 +61,9 @@ class Results:
         wanted = json.loads(json.dumps(made_of))
         if overwrite or not table.exists():
             table.unlink(missing_ok=True)
-        elif found != wanted:
+        elif found != wanted or not table.read_text(encoding="utf-8").startswith(_line(self.columns)):
             raise InputError(
-                f"{table} was made with other networks or settings: use another --out, or --overwrite to replace it"
+                f"{table} was made with other networks, settings or code: use another --out, or --overwrite"
             )
         write_json(settings, wanted)
         if not table.exists():

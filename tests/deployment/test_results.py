@@ -91,6 +91,12 @@ def test_line_of_another_file_is_not_taken_for_this_one(changed: str, opened: Re
         opened.without_line([one])
 
 
+def test_table_with_other_columns_is_replaced_only_on_request(opened: Results) -> None:
+    (opened.folder / results.TABLE).write_text("image,melanoma\na,0.5\n")
+    with pytest.raises(InputError, match="other networks, settings or code"):
+        opened.open(MADE_OF, overwrite=False)
+
+
 def test_submission_has_the_probabilities_alone(opened: Results) -> None:
     add(opened, finding("a", 0.3, flags=("dark",)))
     opened.write_submission()
