@@ -3,7 +3,7 @@
 Reads   IMAGE ..., image files and folders, searched with all folders below; masks among them are left out
         pretrained/, or with --data the networks that the scripts trained
 Writes  predictions/predictions.csv               one line per image: probabilities, melanoma yes or no at each
-                                                  operating point, what to check, file
+                                                  operating point, what to check, the file
         predictions/submission.csv                the probabilities alone, as the tools of the challenges want them
         predictions/failed.csv                    images that cannot be read, and why
         predictions/masks/{name}_segmentation.png lesion mask at the image's own size, 0 and 255
@@ -74,20 +74,22 @@ def main(arguments: argparse.Namespace) -> None:
     todo = results.without_line(found)
     log.info("%d images, %d of them predicted by an earlier run", len(found), len(found) - len(todo))
     log.info("%s", networks.describe())
-    failed: dict[str, str] = {}
+    failed: list[Broken] = []
     with images.workers_for(len(todo), arguments.jobs) as workers:
         handled = predict(images.read_all(todo, networks.size, workers), networks, results, arguments.overlays, workers)
         for one in progress(handled, "predicting", len(todo)):
             if isinstance(one, Broken):
-                failed[one.file.name] = one.reason
+                failed.append(one)
         results.write_failed(failed)
         results.write_submission()
-        written = page.write(results, {"networks": networks.describe(), "failed": failed}, workers)
+        written = page.write(
+            results, {"networks": networks.describe(), "failed": [one.file.name for one in failed]}, workers
+        )
     log.info("results: %s", written)
     if failed:
-        name, reason = next(iter(failed.items()))
         raise InputError(
-            f"{len(failed)} of {len(found)} images could not be read (see {arguments.out / FAILED}); {name}: {reason}"
+            f"{len(failed)} of {len(found)} images could not be read (see {arguments.out / FAILED}), e.g. "
+            f"{failed[0].file.path}: {failed[0].reason}"
         )
 
 

@@ -1,5 +1,6 @@
 """The images to predict: which files, under which names, and how they are read."""
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,9 +30,9 @@ class ImageFile:
         """Absolute path, what is not UTF-8 escaped; and time of the last change, ISO 8601 in UTC, "" without a file."""
         try:
             changed = datetime.fromtimestamp(self.path.stat().st_mtime, UTC).isoformat()
-        except OSError:
+        except (OSError, ValueError, OverflowError):
             changed = ""
-        return str(self.path.resolve()).encode(errors="backslashreplace").decode(), changed
+        return escaped(os.path.realpath(self.path)), changed
 
 
 @dataclass(frozen=True)
@@ -68,19 +69,19 @@ def find(paths: Sequence[Path], outputs: Sequence[Path]) -> list[ImageFile]:
         InputError: a path does not exist, a folder cannot be read, or there are no images.
     """
     found: dict[Path, PurePosixPath] = {}
+    folders = {path: files.scan(path, outputs) for path in paths if path.is_dir()}
+    masks = files.find_masks_of_images(folders.values())
     for path in paths:
-        if path.is_dir():
-            inside = files.scan(path, outputs)
-            masks = files.find_masks_of_images(inside)
+        if inside := folders.get(path):
             for what, left_out in (
-                ("masks of other images", sorted(masks)),
+                ("masks of other images", [one for one in inside.images if one in masks]),
                 ("images of other formats (save them as JPEG or PNG)", inside.unread),
             ):
                 if left_out:
                     log.info("%s: %s are left out: %d, e.g. %s", path, what, len(left_out), left_out[0])
             names = {one: PurePosixPath(inside.relative(one).as_posix()) for one in inside.images if one not in masks}
         elif path.exists():
-            names = {path: PurePosixPath(path.name)}
+            names = {path: PurePosixPath(escaped(path.name))}
         else:
             raise InputError(f"{path} does not exist")
         for one, name in names.items():
@@ -88,6 +89,11 @@ def find(paths: Sequence[Path], outputs: Sequence[Path]) -> list[ImageFile]:
     if not found:
         raise InputError(f"no images in {', '.join(map(str, paths))}: see docs/data.md for the formats")
     return list(map(ImageFile, found, unique_names([*found.values()])))
+
+
+def escaped(text: str) -> str:
+    """A file name or path as text that can be written: bytes that are not UTF-8 are escaped."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def unique_names(paths: Sequence[PurePosixPath]) -> list[str]:

@@ -50,12 +50,13 @@ class Finding:
 
 
 def font(size: int) -> ImageFont.FreeTypeFont:
-    """The font of Matplotlib, which has the letters of most alphabets."""
+    """The font of Matplotlib, with Latin, Greek, Cyrillic and Arabic letters, among others."""
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
 
 def shortened(text: str, size: int, width: int) -> str:
     """As much of a text as fits into a width in pixels."""
+    text = " ".join(text.splitlines())
     letters = len(text)
     while letters and font(size).getlength(fitting := text if letters == len(text) else f"{text[:letters]}…") > width:
         letters -= 1

@@ -1,4 +1,7 @@
-"""All predicted images on one self-contained HTML page, those with the highest probability of melanoma first."""
+"""All predicted images on one HTML page, those with the highest probability of melanoma first.
+
+The page contains the overlays reduced, and links to the full ones beside it.
+"""
 
 import base64
 import heapq

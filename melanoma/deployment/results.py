@@ -13,7 +13,7 @@ from typing import Any
 from melanoma.artifacts.atomic import atomic_write, write_json, write_text
 from melanoma.classes import CLASSES
 from melanoma.dataset.workers import Workers
-from melanoma.deployment.images import ImageFile
+from melanoma.deployment.images import Broken, ImageFile
 from melanoma.deployment.overlay import Finding, draw
 from melanoma.errors import InputError
 from melanoma.inference import postprocess
@@ -54,7 +54,7 @@ class Results:
             overwrite: whether results of another run may be replaced.
 
         Raises:
-            InputError: the folder has results of a run with other networks or settings.
+            InputError: the folder has results of a run with other networks or settings, or of other columns.
         """
         table, settings = self.folder / TABLE, self.folder / SETTINGS
         found = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else None
@@ -86,14 +86,14 @@ class Results:
             InputError: the line under an image's name is of another file, or the file has changed since.
         """
         known = {row[IMAGE]: tuple(row[column] for column in STATE) for row in self.rows()}
-        for one in found:
-            if known.get(one.name, one.state()) != one.state():
-                raise InputError(
-                    f"{self.folder / TABLE} has results of {one.name!r} from {' of '.join(known[one.name])}, not from "
-                    f"{' of '.join(one.state())}: use another --out, or --overwrite to replace all results there"
-                )
-        if others := len(known.keys() - {one.name for one in found}):
-            log.info("%s holds results of %d other images, which stay there and on the page", self.folder, others)
+        states = {one.name: one.state() for one in found if one.name in known}
+        if others := [name for name, state in states.items() if state != known[name]]:
+            raise InputError(
+                f"{self.folder / TABLE} has results of other or older files under {len(others)} of these names, e.g. "
+                f"{others[0]} from {' of '.join(known[others[0]])}: use another --out, or --overwrite to replace all"
+            )
+        if count := len(known.keys() - states.keys()):
+            log.info("%s holds results of %d other images, which stay there and on the page", self.folder, count)
         return [one for one in found if one.name not in known]
 
     def add(self, findings: Sequence[Finding], workers: Workers) -> None:
@@ -115,12 +115,13 @@ class Results:
             for row in self.rows():
                 stream.write(_line([row[IMAGE], *(row[column] for column in PROBABILITIES)]).encode())
 
-    def write_failed(self, reasons: Mapping[str, str]) -> None:
-        """Writes the images that could not be read, {name: reason}; without any, deletes the file of an earlier run."""
+    def write_failed(self, broken: Sequence[Broken]) -> None:
+        """Writes the images that could not be read, and why; without any, deletes the file of an earlier run."""
         path = self.folder / FAILED
         path.unlink(missing_ok=True)
-        if reasons:
-            write_text(path, _line([IMAGE, "reason"]) + "".join(map(_line, reasons.items())))
+        if broken:
+            lines = [[IMAGE, "reason", "file"], *([one.file.name, one.reason, one.file.state()[0]] for one in broken)]
+            write_text(path, "".join(map(_line, lines)))
 
 
 def _line(cells: Sequence[str]) -> str:

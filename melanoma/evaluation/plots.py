@@ -187,7 +187,7 @@ def plot_curves(
         title: title of the figure.
         axes: labels of x and y.
         diagonal: label of the line from (0, 0) to (1, 1); "": no such line.
-        points: labels of the curves' points.
+        points: labels of the curves' points, in their order, which is the same on all curves.
     """
     panels = list(dict.fromkeys(curve.panel for curve in curves))
     figure = Figure(figsize=(5.4 * len(panels), 5.4), layout="constrained")

@@ -4,7 +4,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -250,11 +250,13 @@ def find_masks(files: Files) -> set[Path]:
     return in_folder | by_name
 
 
-def find_masks_of_images(files: Files) -> set[Path]:
-    """The masks among the files whose image is there too: the name of a single photograph may look like a mask's."""
-    masks = find_masks(files)
-    images = {path.stem.lower() for path in files.images if path not in masks}
-    return {path for path in masks if MASK_ENDING.sub("", path.stem.lower()) in images}
+def find_masks_of_images(folders: Collection[Files]) -> set[Path]:
+    """The masks in folders whose image is in one of these too: a single image may have a name like that of a mask."""
+    masks = {mask for files in folders for mask in find_masks(files)}
+    paths = [path for files in folders for path in files.images]
+    names, names_of_images = ({key(path.stem) for path in some} for some in (paths, {*paths} - masks))
+    stems = {mask: (name := key(mask.stem), MASK_ENDING.sub("", name)) for mask in masks}
+    return {mask for mask, (name, base) in stems.items() if base in (names_of_images if base == name else names)}
 
 
 def _is_below_masks(relative: Path) -> bool:

@@ -39,9 +39,32 @@ def test_folders_are_searched_and_masks_and_outputs_left_out(tmp_path: Path) -> 
     assert {one.name: one.path for one in found} == {"b": tmp_path / "b.jpg", "a": tmp_path / "deep/er/a.png"}
 
 
-def test_photographs_with_names_like_masks_are_images(tmp_path: Path) -> None:
+def test_images_with_names_like_masks_are_images(tmp_path: Path) -> None:
     paths = [save(tmp_path / name) for name in ("a.jpg", "b_mask.jpg", "segmentation study/c.jpg")]
     assert [one.path for one in images.find([tmp_path], [])] == paths
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("images/a.jpg", "masks/a.png"),
+        ("images/A.jpg", "more/a_segmentation.png"),
+        ("images/\u00e4.jpg", "masks/a\u0308.png"),
+        ("images/a_mask.jpg", "truth/a_mask_segmentation.png"),
+    ],
+)
+def test_masks_in_another_folder_are_left_out(image: str, mask: str, tmp_path: Path) -> None:
+    paths = [save(tmp_path / name) for name in (image, mask)]
+    assert [one.path for one in images.find([tmp_path], [])] == paths[:1]
+    if "segmentation" in mask:
+        assert [one.path for one in images.find([path.parent for path in paths], [])] == paths[:1]
+
+
+def test_state_of_files_that_cannot_be_read(tmp_path: Path) -> None:
+    loop = tmp_path / "loop.jpg"
+    loop.symlink_to(loop)
+    assert images.ImageFile(loop, "a").state()[1] == ""
+    assert images.ImageFile(tmp_path / "\udcff.jpg", "a").state() == (f"{tmp_path}/\\udcff.jpg", "")
 
 
 def test_a_file_is_taken_whatever_its_name_and_only_once(tmp_path: Path) -> None:

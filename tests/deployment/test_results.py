@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from melanoma.deployment import results
-from melanoma.deployment.images import ImageFile
+from melanoma.deployment.images import Broken, ImageFile
 from melanoma.deployment.results import Results
 from melanoma.errors import InputError
 
@@ -105,7 +105,8 @@ def test_submission_has_the_probabilities_alone(opened: Results) -> None:
 
 
 def test_list_of_failed_images_goes_when_none_fails_any_more(opened: Results) -> None:
-    opened.write_failed({"a": "broken"})
-    assert (opened.folder / results.FAILED).read_text().splitlines() == ["image,reason", "a,broken"]
-    opened.write_failed({})
+    opened.write_failed([Broken(ImageFile(Path("/images/a.jpg"), "a"), "broken")])
+    lines = (opened.folder / results.FAILED).read_text().splitlines()
+    assert lines == ["image,reason,file", "a,broken,/images/a.jpg"]
+    opened.write_failed([])
     assert not (opened.folder / results.FAILED).exists()
