@@ -67,7 +67,7 @@ def load_gradio() -> ModuleType:
         import gradio
     except ImportError:
         raise InputError(
-            "app.py needs Gradio, in an environment of its own: pip install -r requirements/app.txt (docs/prediction.md)"
+            "app.py needs Gradio: pip install -r requirements/app.txt in an environment of its own (docs/prediction.md)"
         ) from None
     return gradio
 
