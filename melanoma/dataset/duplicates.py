@@ -1,17 +1,20 @@
 """Finds duplicate images by content: resized, re-encoded, recoloured, rotated and mirrored ones too.
 
-First, all pairs of coarse thumbnails are compared by fine structure, with brightness and contrast removed. Then
-similar pairs are compared patch by patch; each patch may shift a little, because duplicates are often cropped or scaled
-slightly differently.
+First, coarse thumbnails are compared by fine structure, with brightness and contrast removed: all pairs, or of many
+images each with its nearest neighbours. Then similar pairs are compared patch by patch; each patch may shift a little,
+because duplicates are often cropped or scaled slightly differently.
 """
 
 import hashlib
+import importlib.util
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from melanoma.dataset import augment, decode
 from melanoma.dataset.workers import Workers
+from melanoma.log import log, progress
 
 import cv2
 import numpy as np
@@ -32,6 +35,13 @@ MAX_SHIFT = 6  # pixels a patch may shift in each direction
 MIN_DEVIATION = 1e-3  # standard deviation of a patch; a uniform patch matches nothing
 STRIDE = 15  # pixels from one patch to the next
 BLOCK = 256  # descriptors compared with as many others at a time; limits the memory
+# Of the search for neighbours. Values from the images of ISIC 2017 and HAM10000, see docs/data.md.
+ALL_PAIRS = 20_000  # images up to which all pairs are compared, which takes minutes
+COMPONENTS = 128  # principal components of the descriptors
+NEIGHBOURS = 10  # of each image, in each of its flips and quarter turns
+SAMPLE = 20_000  # descriptors to which the components are fitted
+PER_LIST = 64  # descriptors for each list of the index to which it is fitted
+PROBES = 16  # lists that are searched
 
 
 @dataclass(frozen=True)
@@ -109,6 +119,61 @@ def similar_pairs(descriptors: np.ndarray) -> Iterator[tuple[int, int, int]]:
                 yield top + int(first), left + int(second), int(correlation[:, first, second].argmax())
 
 
+def nearby_pairs(descriptors: np.ndarray) -> list[tuple[int, int, int]]:
+    """As `similar_pairs`, of each descriptor and its nearest neighbours only; needs faiss.
+
+    The neighbours are found in an inverted file: descriptors are divided into lists by k-means, 4 sqrt(N) of them, and
+    PROBES lists are searched.
+    """
+    import faiss
+    from sklearn.decomposition import PCA
+
+    count, rng = len(descriptors), np.random.default_rng(0)
+    components = PCA(COMPONENTS, whiten=True, svd_solver="covariance_eigh")
+    components.fit(normalize(descriptors[np.sort(rng.permutation(count)[:SAMPLE])]))
+
+    def compact(part: np.ndarray) -> np.ndarray:
+        rows = components.transform(normalize(part)).astype(np.float32)
+        return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), MIN_DEVIATION)
+
+    lists = round(4 * math.sqrt(count))
+    index = faiss.index_factory(COMPONENTS, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
+    index.train(compact(descriptors[np.sort(rng.permutation(count)[: PER_LIST * lists])]))
+    for top in range(0, count, BLOCK):
+        index.add(compact(descriptors[top : top + BLOCK]))
+    index.nprobe = PROBES
+    found = []  # first, second, view of the second, correlation
+    for top in progress(range(0, count, BLOCK), "looking for duplicates", math.ceil(count / BLOCK)):
+        part = descriptors[top : top + BLOCK]
+        for view in range(augment.VIEWS):
+            turned = augment.flip_rotate(part, view)
+            neighbours = index.search(compact(turned), NEIGHBOURS + 1)[1]  # one of them may be the image itself
+            rows, columns = np.nonzero((neighbours >= 0) & (neighbours != top + np.arange(len(part))[:, None]))
+            ones, others = top + rows, neighbours[rows, columns]
+            correlation = (normalize(turned)[rows] * normalize(descriptors[others])).sum(axis=1)
+            views = np.where(ones > others, view, view if view >= 4 else -view % 4)  # `undo_flip_rotate` as a view
+            table = np.stack([np.minimum(ones, others), np.maximum(ones, others), views, correlation], axis=1)
+            found.append(table[correlation >= SIMILAR_CORRELATION])
+    pairs = np.concatenate(found)
+    pairs = pairs[np.lexsort([-pairs[:, 3], pairs[:, 1], pairs[:, 0]])]  # the best view of each pair first
+    _, first_rows = np.unique(pairs[:, :2], axis=0, return_index=True)
+    return [(int(first), int(second), int(view)) for first, second, view, _ in pairs[first_rows]]
+
+
+def find_pairs(descriptors: np.ndarray) -> list[tuple[int, int, int]]:
+    """As `similar_pairs`: among all pairs, or of more than ALL_PAIRS descriptors among nearest neighbours."""
+    if len(descriptors) <= ALL_PAIRS:
+        return list(similar_pairs(descriptors)) if len(descriptors) else []
+    if importlib.util.find_spec("faiss"):
+        return nearby_pairs(descriptors)
+    log.warning(
+        "warning: the search for duplicates among %d images takes long without faiss: pip install -r "
+        "requirements/many.txt",
+        len(descriptors),
+    )
+    return list(similar_pairs(descriptors))
+
+
 def score(first: np.ndarray, second: np.ndarray) -> float:
     """Similarity of two thumbnails: median over the first one's patches of the best correlation nearby in the second.
 
@@ -141,7 +206,7 @@ def find(thumbnail: Callable[[int], np.ndarray], count: int, workers: Workers) -
     Args:
         thumbnail: returns the grey thumbnail, uint8 (THUMBNAIL, THUMBNAIL), of an image from 0 to count - 1. It is
             called again for similar pairs, because thumbnails are not kept in memory.
-        count: number of images. Time grows with its square, memory by 2 kB per image.
+        count: number of images. Memory grows by 3 kB per image; time see docs/data.md.
         workers: processes that compare similar pairs.
 
     Returns:
@@ -157,7 +222,7 @@ def find(thumbnail: Callable[[int], np.ndarray], count: int, workers: Workers) -
         else:
             distinct.append(position)
             descriptors.append(descriptor(image))
-    pairs = list(similar_pairs(np.array(descriptors))) if descriptors else []
+    pairs = find_pairs(np.array(descriptors))
     thumbnails = (
         (thumbnail(distinct[first]), augment.flip_rotate(thumbnail(distinct[second]), view))
         for first, second, view in pairs
