@@ -5,8 +5,8 @@ images each with its nearest neighbours. Then similar pairs are compared patch b
 because duplicates are often cropped or scaled slightly differently.
 """
 
+import contextlib
 import hashlib
-import importlib.util
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -164,7 +164,7 @@ def find_pairs(descriptors: np.ndarray) -> list[tuple[int, int, int]]:
     """As `similar_pairs`: among all pairs, or of more than ALL_PAIRS descriptors among nearest neighbours."""
     if len(descriptors) <= ALL_PAIRS:
         return list(similar_pairs(descriptors)) if len(descriptors) else []
-    if importlib.util.find_spec("faiss"):
+    with contextlib.suppress(ImportError):
         return nearby_pairs(descriptors)
     log.warning(
         "warning: the search for duplicates among %d images takes long without faiss: pip install -r "

@@ -1,6 +1,7 @@
 """Duplicates are found after resizing, recolouring, cropping and rotation; different images are not."""
 
 import io
+import sys
 from collections.abc import Callable
 
 from melanoma.dataset import augment, decode, duplicates
@@ -101,6 +102,35 @@ def test_block_size_does_not_matter(block: int, images: list[Image.Image], monke
     monkeypatch.setattr(duplicates, "BLOCK", block)
     several = [*images[:9], cropped(images[0]), rotated(images[4])]
     assert [(match.first, match.second) for match in find(several)] == [(0, 9), (4, 10)]
+
+
+@pytest.fixture(scope="module")
+def descriptors(images: list[Image.Image]) -> np.ndarray:
+    """Of noise, of the images, and of altered copies of both, turned in all ways."""
+    rng = np.random.default_rng(0)
+    noise = [thumbnail(Image.fromarray(rng.integers(0, 256, (32, 32)).astype(np.uint8))) for _ in range(300)]
+    originals = [*noise, *map(thumbnail, images)]
+    copies = [augment.flip_rotate(noise[place], place % augment.VIEWS) for place in range(40)]
+    altered = [thumbnail(recoloured(image).transpose(Image.Transpose.ROTATE_90)) for image in images]
+    return np.stack([duplicates.descriptor(one) for one in [*originals, *copies, *altered]])
+
+
+def test_index_finds_the_pairs_of_the_full_search(descriptors: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("faiss")
+    expected = set(duplicates.find_pairs(descriptors))
+    assert len(expected) >= 40 + COUNT
+    monkeypatch.setattr(duplicates, "ALL_PAIRS", 0)
+    assert set(duplicates.find_pairs(descriptors)) == expected
+
+
+def test_many_images_without_faiss_name_the_requirements(
+    descriptors: np.ndarray, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = duplicates.find_pairs(descriptors)
+    monkeypatch.setattr(duplicates, "ALL_PAIRS", 0)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    assert duplicates.find_pairs(descriptors) == expected
+    assert "pip install -r requirements/many.txt" in caplog.text
 
 
 @pytest.mark.parametrize("view", range(augment.VIEWS))
