@@ -41,7 +41,7 @@ COMPONENTS = 128  # principal components of the descriptors
 NEIGHBOURS = 10  # of each image, in each of its flips and quarter turns
 SAMPLE = 20_000  # descriptors to which the components are fitted
 PER_LIST = 64  # descriptors for each list of the index to which it is fitted
-PROBES = 16  # lists that are searched
+PROBES = 32  # lists that are searched
 
 
 @dataclass(frozen=True)
