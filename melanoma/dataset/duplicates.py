@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from melanoma.dataset import augment, decode
 from melanoma.dataset.workers import Workers
@@ -137,7 +138,7 @@ def nearby_pairs(descriptors: np.ndarray) -> list[tuple[int, int, int]]:
         return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), MIN_DEVIATION)
 
     lists = round(4 * math.sqrt(count))
-    index = faiss.index_factory(COMPONENTS, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
+    index: Any = faiss.index_factory(COMPONENTS, f"IVF{lists},Flat", faiss.METRIC_INNER_PRODUCT)
     index.train(compact(descriptors[np.sort(rng.permutation(count)[: PER_LIST * lists])]))
     for top in range(0, count, BLOCK):
         index.add(compact(descriptors[top : top + BLOCK]))
