@@ -5,7 +5,6 @@ images each with its nearest neighbours. Then similar pairs are compared patch b
 because duplicates are often cropped or scaled slightly differently.
 """
 
-import contextlib
 import hashlib
 import itertools
 import math
@@ -36,7 +35,7 @@ MAX_SHIFT = 6  # pixels a patch may shift in each direction
 MIN_DEVIATION = 1e-3  # standard deviation of a patch; a uniform patch matches nothing
 STRIDE = 15  # pixels from one patch to the next
 BLOCK = 256  # descriptors compared with as many others at a time; limits the memory
-# Of the search for neighbours. Values from the images of ISIC 2017 and HAM10000, see docs/data.md.
+# Of the search for neighbours. Values from the images of ISIC 2017 and HAM10000, see docs/results.md.
 ALL_PAIRS = 20_000  # images up to which all pairs are compared, which takes minutes
 COMPONENTS = 128  # principal components of the descriptors
 NEIGHBOURS = 10  # of each image, in each of its flips and quarter turns
@@ -163,15 +162,15 @@ def nearby_pairs(descriptors: np.ndarray) -> list[tuple[int, int, int]]:
 
 def find_pairs(descriptors: np.ndarray) -> list[tuple[int, int, int]]:
     """As `similar_pairs`: among all pairs, or of more than ALL_PAIRS descriptors among nearest neighbours."""
-    if len(descriptors) <= ALL_PAIRS:
-        return list(similar_pairs(descriptors)) if len(descriptors) else []
-    with contextlib.suppress(ImportError):
-        return nearby_pairs(descriptors)
-    log.warning(
-        "warning: the search for duplicates among %d images takes long without faiss: pip install -r "
-        "requirements/many.txt",
-        len(descriptors),
-    )
+    if len(descriptors) > ALL_PAIRS:
+        try:
+            return nearby_pairs(descriptors)
+        except ImportError:
+            log.warning(
+                "warning: the search for duplicates among %d images takes long without faiss: pip install -r "
+                "requirements/many.txt",
+                len(descriptors),
+            )
     return list(similar_pairs(descriptors))
 
 

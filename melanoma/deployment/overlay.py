@@ -56,9 +56,9 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 
 def shortened(text: str, size: int, width: int) -> str:
     """As much of a text as fits into a width in pixels."""
-    text = " ".join(text.splitlines())
+    text, face = " ".join(text.splitlines()), font(size)
     letters = len(text)
-    while letters and font(size).getlength(fitting := text if letters == len(text) else f"{text[:letters]}…") > width:
+    while letters and face.getlength(fitting := text if letters == len(text) else f"{text[:letters]}…") > width:
         letters -= 1
     return fitting if letters else ""
 

@@ -59,19 +59,17 @@ class Results:
         table, settings = self.folder / TABLE, self.folder / SETTINGS
         found = json.loads(settings.read_text(encoding="utf-8")) if settings.is_file() else None
         wanted = json.loads(json.dumps(made_of))
-        if overwrite or not table.exists():
+        if overwrite:
             table.unlink(missing_ok=True)
-        elif found != wanted or not table.read_text(encoding="utf-8").startswith(_line(self.columns)):
+        header = _line(self.columns)
+        text = table.read_text(encoding="utf-8") if table.exists() else ""
+        if text and (found != wanted or not text.startswith(header)):
             raise InputError(
                 f"{table} was made with other networks, settings or code: use another --out, or --overwrite"
             )
         write_json(settings, wanted)
-        if not table.exists():
-            write_text(table, _line(self.columns))
-            return
-        text = table.read_text(encoding="utf-8")
-        complete = text[: text.rfind("\n") + 1]
-        if len(complete) < len(text):  # the last line was being written
+        complete = text[: text.rfind("\n") + 1] or header
+        if complete != text:  # no table yet, or its last line was being written
             write_text(table, complete)
 
     def rows(self) -> Iterator[dict[str, str]]:
