@@ -54,12 +54,13 @@ def mean_output(models: Sequence[openvino.Network], images: np.ndarray, views: i
     """
     total = np.zeros((len(images), *models[0].output_shape[1:]), np.float32)
     is_map = total.ndim == images.ndim
-    for view in augment.some_views(views):
-        inputs = np.ascontiguousarray(augment.flip_rotate(images, view, IMAGE_AXES))
-        for model in models:
-            output = np.asarray(model.predict_on_batch(inputs))
+    used = augment.some_views(views)
+    inputs = np.concatenate([augment.flip_rotate(images, view, IMAGE_AXES) for view in used])
+    for model in models:
+        outputs = np.split(np.asarray(model.predict_on_batch(inputs)), len(used))
+        for view, output in zip(used, outputs, strict=True):
             total += augment.undo_flip_rotate(output, view, IMAGE_AXES) if is_map else output
-    return total / (len(models) * views)
+    return total / (len(models) * len(used))
 
 
 @dataclass
@@ -87,7 +88,7 @@ def predict(
     Args:
         models: see `mean_output`.
         images: uint8 (N, S, S, 3), memory-mapped or not.
-        batch_size: images per network call.
+        batch_size: images per network call, views counted.
         label: name of the work in progress messages.
         views: see `mean_output`.
         out_of_fold: bool (N, number of models), the models whose mean is taken for each image; None: all models.
@@ -107,6 +108,7 @@ def _blocks(
 ) -> Iterator[np.ndarray]:
     models = inference.networks()
     pad = isinstance(models[0], keras.Model)  # Keras compiles every new batch shape
+    images_per_batch = max(1, batch_size // views)  # all views of an image are computed together
     block = BATCHES_PER_BLOCK * batch_size * len(models)
     starts = range(0, len(images), block)
     for start in progress(starts, label, len(starts)):
@@ -117,5 +119,5 @@ def _blocks(
             rows = np.flatnonzero((masks == mask).all(axis=1))
             used = [model for model, use in zip(models, mask, strict=True) if use]
             compute = partial(mean_output, used, views=views)
-            result[rows] = np.concatenate(list(in_batches(compute, part[rows], batch_size, pad)))
+            result[rows] = np.concatenate(list(in_batches(compute, part[rows], images_per_batch, pad)))
         yield result

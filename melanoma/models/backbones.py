@@ -6,6 +6,7 @@ import inspect
 import os
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from melanoma.artifacts.atomic import sha256
-from melanoma.artifacts.store import WeightFile
 from melanoma.cli import hardware
 from melanoma.errors import InputError
 from melanoma.models import efficientnet_lite
@@ -24,11 +24,13 @@ import keras
 import numpy as np
 from keras import layers
 from keras.applications import imagenet_utils
+from keras.src.utils.naming import to_snake_case
 
 # Keras' 0.99 and MobileNetV2's 0.999 need hundreds of steps to forget the initial statistics; an epoch may have thirty.
 BATCHNORM_MOMENTUM = 0.9
 IMAGENET, NONE = "imagenet", "none"
 BACKBONE = "layers/functional"  # group of the backbone in the weight file of a classifier or U-Net
+KERAS_2 = "layer_names"  # attribute of the weight files of Keras 2
 WEIGHT_FILES = (".h5", ".hdf5")  # endings of the files that `save_weights` writes in Keras 3, and in Keras 2
 WITHOUT_DOWNLOAD = f"use --weights FILE or --weights {NONE}; --pretrained needs none"
 SCALINGS = ("caffe", "tf", "torch")  # Keras' names: BGR minus its mean; -1 to 1; standardised RGB
@@ -95,10 +97,10 @@ def load_weights(model: keras.Model, path: Path, group: str = "") -> None:
         with h5py.File(path) as file:
             if "model_config" in file.attrs:
                 raise ValueError("it holds a full model; save only the weights, with Keras' save_weights")
-            content = extract(file, group) if group in file else path
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Keras warns about every layer before it raises the error
-            model.load_weights(content)
+            if KERAS_2 in file.attrs:
+                model.load_weights(path)
+            else:
+                assign_weights(model, file.get(group) or file)
     except Exception as error:  # HDF5 and Keras raise nearly any exception on a damaged file
         if hardware.advice(error):
             raise
@@ -107,13 +109,27 @@ def load_weights(model: keras.Model, path: Path, group: str = "") -> None:
     check_finite(model, str(path))
 
 
-def extract(file: h5py.File, group: str) -> WeightFile:
-    """The weights of a network inside a larger one, as a file of their own."""
-    content = WeightFile()
-    with h5py.File(content, "w") as new:
-        for name in file[group]:
-            file.copy(f"{group}/{name}", new)
-    return content
+def assign_weights(model: keras.Model, group: h5py.Group) -> None:
+    """Loads what Keras 3 saved of a model, three times as fast as `keras.Model.load_weights` does.
+
+    Keras looks for further layers in all attributes of each layer; the layers of the backbones contain none.
+
+    Args:
+        model: whose weights are replaced.
+        group: has a group `layers` with one group per layer, named after its class and numbered among those of it.
+
+    Raises:
+        ValueError, KeyError: the weights are of another architecture.
+    """
+    counts = Counter[str]()
+    for layer in model.layers:
+        kind = to_snake_case(type(layer).__name__)
+        path = f"layers/{kind}_{counts[kind]}" if counts[kind] else f"layers/{kind}"
+        counts[kind] += 1
+        if isinstance(layer, keras.Model):
+            assign_weights(layer, group[path])
+        elif layer.weights:
+            layer.load_own_variables(group[f"{path}/vars"])
 
 
 def check_finite(model: keras.Model, source: str) -> None:

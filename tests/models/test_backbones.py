@@ -120,6 +120,23 @@ def test_weights_are_those_of_the_backbone_inside_a_network_trained_here(whole: 
     assert toy_training.same_weights(backbones.build("toy", SIZE, str(path), pooling="avg"), inside)
 
 
+def build_whole(network: str) -> keras.Model:
+    """A classifier, or a segmentation network, with random weights that differ from call to call."""
+    if network in ("segnet", "segnet_vgg16", "unet"):
+        return segmentation.build(segmentation.Design(network, SIZE, "mobilenetv2", mean=[128] * 3, std=[50] * 3), SIZE)
+    return classifier.build(network, SIZE, "none").model
+
+
+@pytest.mark.parametrize("network", ["efficientnetb0", "mobilenetv2", "densenet121", "unet", "segnet", "segnet_vgg16"])
+def test_weights_are_loaded_as_by_keras(network: str, tmp_path: Path) -> None:
+    path, (saved, ours, theirs) = tmp_path / "whole.weights.h5", (build_whole(network) for _ in range(3))
+    saved.save_weights(path)
+    assert not toy_training.same_weights(ours, saved)
+    backbones.load_weights(ours, path)
+    theirs.load_weights(path)
+    assert toy_training.same_weights(ours, saved) and toy_training.same_weights(ours, theirs)
+
+
 def test_batch_normalisation_is_trained_only_from_random_weights(weight_file: Path) -> None:
     (frozen,) = batchnorm_layers(backbones.build("toy", SIZE, str(weight_file)))
     (free,) = batchnorm_layers(backbones.build("toy", SIZE, "none"))
