@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the results of an earlier run in --out")
     parser.add_argument(
-        "--jobs", type=flags.positive_int, help="processes that read and draw images; default: one per core"
+        "--jobs", type=flags.positive_int, help="threads that read and draw images; default: one per core"
     )
     return parser
 

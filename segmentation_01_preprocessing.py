@@ -10,7 +10,7 @@ Writes  data/arrays/{train,val,test}_ids.npy      str (N,); an augmented copy ha
         data/arrays/{train,val,test}_has_mask.npy bool (N,); with the masks
         data/arrays/{train,val,test}_labels.npy   int8 (N,), 0 benign nevus, 1 melanoma, 2 seborrheic keratosis, -1 no
                                                   label; if any image of the split has a label
-        data/cache.sqlite                         decoded images, until the arrays are written
+        data/decoded.{bin,jsonl}                  decoded images, until the arrays are written
         graphics/rejects.csv                      images that cannot be used, and why
         graphics/left_out.csv                     images and files that are not used, and why
         graphics/duplicates.csv                   images that show the same picture
@@ -119,8 +119,8 @@ def main(arguments: argparse.Namespace) -> None:
     keep_others, outputs = arguments.other is not None, (arguments.data, arguments.graphics)
     sources = reader.read_all(arguments.source, arguments.extra, arguments.layout, keep_others, outputs)
     division = splits.Division(arguments.split, arguments.limit, arguments.seed)
-    workers = Workers(arguments.jobs, arguments.cluster)
-    with Cache(arguments.data, arguments.size) as cache, workers, contextlib.ExitStack() as files:
+    cache = Cache(arguments.data, arguments.size)
+    with Workers(arguments.jobs, arguments.cluster) as workers, contextlib.ExitStack() as files:
         report = check(sources, division, cache, workers, arguments)
         if arguments.check:
             log.info("the decoded images stay in %s for the next run, %.1f GB", cache.path, cache.gigabytes())

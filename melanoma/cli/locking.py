@@ -43,20 +43,6 @@ def is_leader() -> bool:
     return os.environ.get(f"{PREFIX}PROCESS_ID", "0") == "0"
 
 
-def supports_locks(folder: Path) -> bool:
-    """Whether the drive of a folder supports file locks, tried on a temporary file there; True if this is unknown."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return True
-    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=folder) as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # nobody else can have locked this file
-            return False
-    return True
-
-
 @functools.cache
 def warn_without_locks(folder: Path) -> None:
     """Warns, once for each folder, that it cannot be locked against other runs."""

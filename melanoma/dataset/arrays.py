@@ -17,8 +17,6 @@ from melanoma.sources.records import Record
 
 import numpy as np
 
-COPIES_PER_BLOCK = 64  # augmented copies in memory at a time
-
 
 @dataclass(frozen=True)
 class Row:
@@ -67,7 +65,7 @@ def read_rows(rows: Sequence[Row], cache: Cache, seed: int, workers: Workers) ->
         if row.copy is None:
             yield cache.pixels(row.record)
     copies = ((cache.pixels(row.record), [seed, row.copy]) for row in rows if row.copy is not None)
-    yield from workers.map(augment.augment_copy, copies, COPIES_PER_BLOCK)
+    yield from workers.map(augment.augment_copy, copies)
 
 
 def write_split(

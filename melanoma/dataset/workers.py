@@ -1,23 +1,25 @@
-"""Runs a function in this process, in several processes on this machine, or on a cluster (Dask).
+"""Runs a function in this process, in several threads or processes on this machine, or on a cluster (Dask).
 
-Hand-written because joblib's processes share one pipe for their results: a worker that is killed while it writes leaves
-half a message there, and joblib waits for the rest forever. Here each worker has its own pipe. Dask's client is used
-directly because joblib's Dask backend waits forever for work that kills its workers.
+All of them are executors of `concurrent.futures`. Processes hand large results over in files: a pool's processes share
+one pipe, where a process that is killed while it writes would leave half a message, and block the others for ever.
 """
 
-import concurrent.futures
 import contextlib
 import itertools
+import multiprocessing
 import multiprocessing.connection
 import os
 import pickle
-import subprocess
-import sys
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from multiprocessing.connection import Connection
+import signal
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from melanoma.errors import InputError
 from melanoma.log import log
@@ -30,134 +32,70 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-ATTEMPTS = 3  # workers that may die on the same item
+ATTEMPTS = 3  # times that processes may die while the same item is the next
+CHUNK = 8  # items that a worker takes at a time
+AHEAD = 3  # chunks per worker that are processed before their results are wanted
+SMALL = 2048  # bytes: below the 4096 that reach a pipe in one piece
 CLUSTER_TIMEOUT = 30  # seconds to wait for the scheduler of a cluster, and for a worker
 
-Answer = tuple[Any, Exception | None]  # result, error
+
+def prepare_process() -> None:
+    """Lets a process of the pool leave Ctrl-C to the main process, and end with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent
+
+    def end_with_parent() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-class Worker:
-    """A process that runs functions for this one, and ends with it."""
-
-    def __init__(self) -> None:
-        """Starts the process."""
-        self.connection, remote = multiprocessing.Pipe()
-        command = [sys.executable, "-c", f"from melanoma.dataset import workers; workers.serve({remote.fileno()})"]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
-        with remote:  # its own process group, because Ctrl-C is handled by this process only
-            self.process = subprocess.Popen(command, env=environment, pass_fds=[remote.fileno()], process_group=0)
-
-    def stop(self) -> None:
-        """Kills the process."""
-        self.connection.close()
-        self.process.kill()
-        self.process.wait()
+def apply(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """The results of a function for a chunk of items."""
+    return [function(item) for item in items]
 
 
-def serve(handle: int) -> None:
-    """Answers (function, item) with (result, None) or (None, error) until the pipe is closed; runs in a worker."""
-    with Connection(handle) as connection, contextlib.suppress(EOFError, OSError):
-        while True:
-            message = connection.recv_bytes()
-            answer: Answer
-            try:
-                function, item = pickle.loads(message)
-                answer = function(item), None
-            except Exception as error:
-                answer = None, error
-            connection.send(answer)
+def to_file(function: Callable[[T], R], items: Sequence[T], folder: str) -> bytes | str:
+    """The pickled results of `apply`, or the path of a new file in `folder` that contains them if they are large."""
+    content = pickle.dumps(apply(function, items))
+    if len(content) <= SMALL:
+        return content
+    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+        file.write(content)
+    return file.name
 
 
-class Block(Generic[T, R]):
-    """Items that are processed by worker processes; keeps track of which are waiting, being processed and done."""
-
-    def __init__(self, function: Callable[[T], R], items: list[T], idle: list[Worker], jobs: int) -> None:
-        """Prepares the work.
-
-        Args:
-            function: to apply to each item.
-            items: its arguments.
-            idle: workers to use; they are put back when they are free again.
-            jobs: maximum number of workers at the same time; missing ones are started.
-        """
-        self.function, self.items, self.idle, self.jobs = function, items, idle, jobs
-        self.waiting = deque(range(len(items)))  # indices into items, like all below
-        self.busy: dict[Connection, tuple[Worker, int]] = {}
-        self.answers: dict[int, Answer] = {}
-        self.deaths = Counter[int]()
-
-    def assign(self) -> None:
-        """Gives waiting items to workers, as many as may work at the same time."""
-        while self.waiting and len(self.busy) < self.jobs:
-            worker, index = self.idle.pop() if self.idle else Worker(), self.waiting.popleft()
-            self.busy[worker.connection] = worker, index
-            with contextlib.suppress(OSError):  # the worker is dead; `collect` notices
-                worker.connection.send((self.function, self.items[index]))
-
-    def collect(self) -> None:
-        """Waits for answers; puts back the item of a worker that died.
-
-        Raises:
-            InputError: ATTEMPTS workers died on the same item.
-        """
-        for connection in multiprocessing.connection.wait(self.busy):
-            assert isinstance(connection, Connection)
-            worker, index = self.busy.pop(connection)
-            try:
-                self.answers[index] = connection.recv()
-                self.idle.append(worker)
-            except (EOFError, OSError):
-                worker.stop()
-                self.waiting.appendleft(index)
-                self.deaths[index] += 1
-                if self.deaths[index] == ATTEMPTS:
-                    raise InputError(
-                        f"worker processes died {ATTEMPTS} times on {self.items[index]!r:.200}; probably too little "
-                        "memory: --jobs 1 needs the least"
-                    ) from None
-                log.warning("a worker process died; its item is processed again")
-
-    def results(self) -> Iterator[R]:
-        """The results in the order of the items.
-
-        Raises:
-            Exception: whatever the function raises.
-        """
-        try:
-            for index in range(len(self.items)):
-                self.assign()
-                while index not in self.answers:
-                    self.collect()
-                    self.assign()
-                result, error = self.answers.pop(index)
-                if error:
-                    raise error
-                yield result
-        finally:
-            for worker, _ in self.busy.values():
-                worker.stop()
+def from_file(handed_over: bytes | str) -> Any:
+    """The results that `to_file` handed over; deletes their file."""
+    if isinstance(handed_over, bytes):
+        return pickle.loads(handed_over)
+    path = Path(handed_over)
+    content = path.read_bytes()
+    path.unlink()
+    return pickle.loads(content)
 
 
 class Workers:
-    """Where functions run: this process, several processes or a cluster; a context manager.
+    """Where functions run: this process, its threads, several processes or a cluster; a context manager.
 
     The results do not depend on it: functions are pure, and results come in the order of the items.
     """
 
-    def __init__(self, jobs: int | None, cluster: str | None = None) -> None:
+    def __init__(self, jobs: int | None, cluster: str | None = None, threads: bool = False) -> None:
         """Chooses where functions run.
 
         Args:
-            jobs: processes on this machine; 1: this process, None: one process per core.
+            jobs: processes or threads on this machine; 1: this process without others, None: one per core.
             cluster: address of a Dask scheduler, tcp://host:port, whose workers are used instead; they must see the
                 images under the same paths and run the same code.
+            threads: use threads instead of processes.
         """
-        on_windows = os.name == "nt"
-        if on_windows and (jobs or 1) > 1:
-            raise InputError("--jobs: several processes do not work on Windows: leave --jobs out")
-        self.jobs, self.cluster = jobs or (1 if on_windows else joblib.cpu_count()), cluster
-        self.idle: list[Worker] = []
+        self.jobs, self.cluster, self.threads = jobs or joblib.cpu_count(), cluster, threads
+        self.executor: Executor | None = None
         self.client: distributed.Client | None = None
+        self.files = contextlib.ExitStack()
 
     def __enter__(self) -> "Workers":
         """Connects to the cluster, if there is one.
@@ -166,68 +104,125 @@ class Workers:
             InputError: Dask is not installed, or the scheduler or its workers do not answer.
         """
         if self.cluster:
-            try:
-                import distributed
-            except ImportError:
-                raise InputError("--cluster needs Dask: pip install -r requirements/cluster.txt") from None
-            with contextlib.ExitStack() as stack:
-                try:
-                    client = stack.enter_context(distributed.Client(self.cluster, timeout=CLUSTER_TIMEOUT))
-                    client.wait_for_workers(1, timeout=CLUSTER_TIMEOUT)
-                except (OSError, TypeError, ValueError) as error:  # TypeError: tls:// without certificates
-                    raise InputError(f"--cluster {self.cluster}: no scheduler with workers answers ({error})") from None
-                stack.pop_all()
-            self.client = client
+            self.client = connect(self.cluster)
+            self.executor = self.client.get_executor(pure=False)
+            self.jobs = max(2, sum(self.client.nthreads().values()))
+        elif self.jobs > 1:
+            self.folder = self.files.enter_context(tempfile.TemporaryDirectory(prefix="melanoma_"))
+            self._start()
         return self
+
+    def _start(self) -> None:
+        """Starts threads or processes."""
+        if self.threads:
+            self.executor = ThreadPoolExecutor(self.jobs)
+        else:
+            # Its server imports the script once, and the processes are copies of the server.
+            context = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
+            self.executor = ProcessPoolExecutor(self.jobs, context, prepare_process)
+            self.executor.submit(os.getpid)  # starts the server now
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stops the worker processes, or disconnects from the cluster."""
-        for worker in self.idle:
-            worker.stop()
+        """Ends threads and processes, or disconnects from the cluster."""
         if self.client:
             self.client.close()
+        elif self.executor:
+            self.executor.shutdown(cancel_futures=True)
+        self.files.close()
 
-    def map(self, function: Callable[[T], R], items: Iterable[T], block: int = 256) -> Iterator[R]:
-        """Applies a function to all items; an item whose worker dies is processed again.
+    def map(self, function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+        """Applies a function to all items; what a dead process was processing is processed again.
 
         Args:
             function: pure, and defined at the top level of a module.
-            items: its arguments; read by this process only, a block at a time.
-            block: number of items, and at most of results, that are in memory.
+            items: its arguments; read by this process only, AHEAD chunks for each worker.
 
         Returns:
             The results in the order of the items.
 
         Raises:
-            InputError: workers die repeatedly on the same item, or a cluster has no workers left.
+            InputError: processes die repeatedly on the same items, or a cluster has no workers left.
         """
+        if self.executor is None:
+            yield from map(function, items)
+            return
+        waiting = deque[tuple[list[T], Future[Any]]]()
         iterator = iter(items)
-        while part := list(itertools.islice(iterator, block)):
-            if self.client:
-                yield from self._map_on_cluster(self.client, function, part)
-            elif self.jobs == 1:
-                yield from map(function, part)
-            else:
-                yield from Block(function, part, self.idle, self.jobs).results()
+        try:
+            while chunk := list(itertools.islice(iterator, CHUNK)):
+                waiting.append((chunk, self._submit(function, chunk)))
+                if len(waiting) == AHEAD * self.jobs:
+                    yield from self._next(function, waiting)
+            while waiting:
+                yield from self._next(function, waiting)
+        finally:
+            for _, future in waiting:
+                future.cancel()
 
-    def _map_on_cluster(self, client: "distributed.Client", function: Callable[[T], R], items: list[T]) -> Iterator[R]:
-        futures = [client.submit(function, item, pure=False) for item in items]
-        for future in futures:
-            yield self._wait(client, future)
+    def _submit(self, function: Callable[[T], R], chunk: list[T]) -> Future[Any]:
+        assert self.executor
+        if self.threads or self.client:
+            return self.executor.submit(apply, function, chunk)
+        try:
+            return self.executor.submit(to_file, function, chunk, self.folder)
+        except BrokenProcessPool:
+            self._start()
+            return self.executor.submit(to_file, function, chunk, self.folder)
 
-    def _wait(self, client: "distributed.Client", future: "distributed.Future") -> Any:
-        """The result of a future, as long as the cluster has workers."""
+    def _next(self, function: Callable[[T], R], waiting: deque[tuple[list[T], Future[Any]]]) -> list[R]:
+        """The results of the chunk that waits longest, which is removed."""
+        for attempt in range(ATTEMPTS):
+            try:
+                results = self._wait(waiting[0][1])
+                break
+            except BrokenProcessPool:
+                if attempt == ATTEMPTS - 1:
+                    raise InputError(
+                        f"worker processes died {ATTEMPTS} times on {waiting[0][0][0]!r:.200} or the next items; "
+                        "probably too little memory: --jobs 1 needs the least"
+                    ) from None
+                log.warning("a worker process died; what it did is done again")
+                for place, (chunk, future) in enumerate(waiting):
+                    if isinstance(future.exception(), BrokenProcessPool):
+                        waiting[place] = chunk, self._submit(function, chunk)
+        waiting.popleft()
+        return results if self.threads or self.client else from_file(results)
+
+    def _wait(self, future: Future[Any]) -> Any:
+        """The result of a future, as long as a cluster has workers."""
+        if not self.client:
+            return future.result()
         from distributed import KilledWorker
 
         try:
             while True:
                 with contextlib.suppress(TimeoutError):
                     return future.result(timeout=CLUSTER_TIMEOUT)
-                if not client.nthreads():
+                if not self.client.nthreads():
                     raise InputError(f"--cluster {self.cluster}: the last worker is gone")
         except KilledWorker as error:  # after the number of attempts that Dask is configured for
             raise InputError(f"--cluster {self.cluster}: workers keep dying on the same item ({error})") from None
-        except (concurrent.futures.CancelledError, OSError) as error:
+        except (CancelledError, OSError) as error:
             raise InputError(f"--cluster {self.cluster}: the scheduler is gone ({error})") from None
+
+
+def connect(address: str) -> "distributed.Client":
+    """A client of the Dask cluster with this scheduler.
+
+    Raises:
+        InputError: Dask is not installed, or the scheduler or its workers do not answer.
+    """
+    try:
+        import distributed
+    except ImportError:
+        raise InputError("--cluster needs Dask: pip install -r requirements/cluster.txt") from None
+    with contextlib.ExitStack() as stack:
+        try:
+            client = stack.enter_context(distributed.Client(address, timeout=CLUSTER_TIMEOUT))
+            client.wait_for_workers(1, timeout=CLUSTER_TIMEOUT)
+        except (OSError, TypeError, ValueError) as error:  # TypeError: tls:// without certificates
+            raise InputError(f"--cluster {address}: no scheduler with workers answers ({error})") from None
+        stack.pop_all()
+    return client

@@ -16,7 +16,7 @@ from melanoma.sources import files
 import numpy as np
 
 PREVIEW = 512  # pixels; side of the image that the overlay shows
-PER_WORKER = 8  # fewer images for each process are not worth its start
+PER_WORKER = 8  # fewer images for each thread are not worth its start
 
 
 @dataclass(frozen=True)
@@ -125,10 +125,10 @@ def read(task: tuple[ImageFile, int]) -> Read | Broken:
 
 
 def workers_for(count: int, jobs: int | None) -> Workers:
-    """Where so many images are read: in this process if others are not worth their start."""
-    return Workers(1 if count < PER_WORKER else jobs)
+    """Where so many images are read: in threads, because other processes would import Keras."""
+    return Workers(1 if count < PER_WORKER else jobs, threads=True)
 
 
 def read_all(found: Sequence[ImageFile], size: int, workers: Workers) -> Iterator[Read | Broken]:
     """`read` of every file, in this order, some ahead of the consumer."""
-    yield from workers.map(read, ((file, size) for file in found), block=64)
+    yield from workers.map(read, ((file, size) for file in found))

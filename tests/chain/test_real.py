@@ -107,7 +107,8 @@ def test_scaled_decoding_is_close_to_full_decoding(size: int) -> None:
 def test_duplicates_of_the_challenge_are_found_and_nothing_else(tmp_path: Path) -> None:
     source = source_reader.read(SOURCE).splits
     records = source["train"] + source["val"]
-    with Workers(None) as workers, Cache(tmp_path, 64) as cache:
+    cache = Cache(tmp_path, 64)
+    with Workers(None) as workers:
         cache.read(records, workers)
         matches = duplicates.find(lambda position: cache.thumbnail(records[position]), len(records), workers)
     pairs = {frozenset(records[position].id for position in (match.first, match.second)) for match in matches}

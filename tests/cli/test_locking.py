@@ -125,21 +125,6 @@ def test_run_continues_on_a_file_system_without_locks(
     assert f"{tmp_path / 'data'}: this drive does not support file locks: do not start two runs" in caplog.text
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no POSIX locks")
-def test_drive_supports_locks_if_a_new_file_can_be_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import fcntl
-
-    assert locking.supports_locks(tmp_path)
-    assert locking.supports_locks(tmp_path / "missing")  # unknown
-
-    def lockf(*_: object) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "lockf", lockf)
-    assert not locking.supports_locks(tmp_path)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_other_errors_of_the_file_system_are_raised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def acquire(_: filelock.FileLock) -> None:
         raise OSError(errno.EACCES, os.strerror(errno.EACCES))

@@ -5,11 +5,9 @@ import shutil
 from pathlib import Path
 from types import ModuleType
 
-from melanoma.cli import locking
 from melanoma.dataset import decode, masks
-from melanoma.dataset.cache import NAME, Cache, ReadInfo
+from melanoma.dataset.cache import JOURNAL, ROWS, Cache, ReadInfo
 from melanoma.dataset.workers import Workers
-from melanoma.errors import InputError
 from melanoma.sources.records import Record
 
 import numpy as np
@@ -32,7 +30,8 @@ def count_decoded(data: Path, records: list[Record], monkeypatch: pytest.MonkeyP
         count += 1
         return read(task)
 
-    with monkeypatch.context() as patch, Cache(data, size) as cache, Workers(1) as workers:
+    cache = Cache(data, size)
+    with monkeypatch.context() as patch, Workers(1) as workers:
         patch.setattr(decode, "read", counting)
         cache.read(records, workers)
         for record in records:
@@ -76,7 +75,8 @@ def test_cache_keeps_doubts(records: list[Record], tmp_path: Path) -> None:
         empty = Image.new("L", opened.size)
     empty.save(mask)
     for _ in range(2):
-        with Cache(tmp_path, 32) as cache, Workers(1) as workers:
+        cache = Cache(tmp_path, 32)
+        with Workers(1) as workers:
             cache.read(records, workers)
             assert masks.EMPTY in cache.info[records[0]].doubts
 
@@ -90,24 +90,40 @@ def test_cache_of_another_size_or_decoder_is_not_used(
     assert count_decoded(tmp_path, records, monkeypatch, size=16) == len(records)
 
 
-@pytest.mark.parametrize("content", [b"not a database" * 100, b""])
-def test_file_that_is_not_a_cache_is_replaced(
-    content: bytes, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", [ROWS, JOURNAL])
+@pytest.mark.parametrize("content", [b"other" * 100, b""])
+def test_file_that_is_not_of_a_cache_is_replaced(
+    name: str, content: bytes, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count_decoded(tmp_path, records, monkeypatch)
-    (tmp_path / NAME).write_bytes(content)
+    (tmp_path / name).write_bytes(content)
     assert count_decoded(tmp_path, records, monkeypatch) == len(records)
+    assert count_decoded(tmp_path, records, monkeypatch) == 0
 
 
-@pytest.mark.parametrize("page", [1, 3, 6, 10])
-def test_cache_with_a_damaged_page_is_replaced(
-    page: int, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", [ROWS, JOURNAL])
+def test_rows_from_a_damaged_one_on_are_decoded_again(
+    name: str, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    count_decoded(tmp_path, records, monkeypatch, size=256)
-    with (tmp_path / NAME).open("r+b") as stream:
-        stream.seek(page << 16)
-        stream.write(b"\xff" * (1 << 16))
-    assert count_decoded(tmp_path, records, monkeypatch, size=256) == len(records)
+    count_decoded(tmp_path, records, monkeypatch)
+    content = bytearray((tmp_path / name).read_bytes())
+    content[-1 - len(content) // len(records)] ^= 1  # in the last row but one
+    (tmp_path / name).write_bytes(content)
+    assert count_decoded(tmp_path, records, monkeypatch) == 2
+    assert count_decoded(tmp_path, records, monkeypatch) == 0
+
+
+@pytest.mark.parametrize(("rows", "lines"), [(-1, 0), (5, 0), (0, -1), (0, 5), (-1, -1), (1000, -1)])
+def test_run_that_was_killed_while_it_wrote_is_continued(
+    rows: int, lines: int, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files are cut by some bytes, or some bytes of the next row or line are there already."""
+    count_decoded(tmp_path, records, monkeypatch)
+    for name, change in ((ROWS, rows), (JOURNAL, lines)):
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[:change] if change < 0 else content + bytes(change))
+    assert count_decoded(tmp_path, records, monkeypatch) == (min(rows, lines) < 0)
+    assert count_decoded(tmp_path, records, monkeypatch) == 0
 
 
 def test_file_that_changes_while_it_is_read_is_decoded_again(
@@ -121,7 +137,8 @@ def test_file_that_changes_while_it_is_read_is_decoded_again(
             shutil.copyfile(records[1].image, records[0].image)
         return decoded
 
-    with monkeypatch.context() as patch, Cache(tmp_path, 32) as cache, Workers(1) as workers:
+    cache = Cache(tmp_path, 32)
+    with monkeypatch.context() as patch, Workers(1) as workers:
         patch.setattr(decode, "read", changing)
         cache.read(records, workers)
         assert cache.pixels(records[0])[0].shape == (32, 32, 3)
@@ -131,27 +148,7 @@ def test_file_that_changes_while_it_is_read_is_decoded_again(
 def test_broken_link_is_a_problem(records: list[Record], tmp_path: Path) -> None:
     records[0].image.unlink()
     records[0].image.symlink_to(tmp_path / "nowhere.jpg")
-    with Cache(tmp_path, 32) as cache, Workers(1) as workers:
+    cache = Cache(tmp_path, 32)
+    with Workers(1) as workers:
         cache.read(records, workers)
     assert cache.problems == {records[0]: f"{records[0].image}: No such file or directory"}
-
-
-def test_second_run_in_a_folder_is_refused(tmp_path: Path) -> None:
-    with Cache(tmp_path, 32), pytest.raises(InputError, match="another run uses this folder"), Cache(tmp_path, 32):
-        pass
-
-
-def test_drive_without_locks_is_used_with_a_warning(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, records: list[Record]
-) -> None:
-    """SQLite reports such a drive as busy, and so does a file that another connection has locked."""
-    monkeypatch.setattr(locking, "supports_locks", lambda _: False)
-    with Cache(tmp_path, 32):
-        assert count_decoded(tmp_path, records, monkeypatch) == len(records)
-    assert caplog.text.count("this drive does not support file locks") == 1
-
-
-def test_path_that_cannot_be_written_is_reported(tmp_path: Path) -> None:
-    (tmp_path / NAME).mkdir()
-    with pytest.raises(InputError, match=NAME), Cache(tmp_path, 32):
-        pass

@@ -43,7 +43,8 @@ def inspect_all(
 ) -> checks.Report:
     """Checks the first of several sources and what the others add to its train split."""
     sources = reader.read_all(paths[0], paths[1:], None, False)
-    with Cache(data, SIZE) as cache, Workers(1) as workers:
+    cache = Cache(data, SIZE)
+    with Workers(1) as workers:
         images = division.images_to_read(sources)
         cache.read(images, workers)
         groups = checks.find_groups(images, cache, workers)

@@ -16,7 +16,7 @@ from melanoma.errors import InputError
 import dask_cluster
 import pytest
 
-REPEATED = "a worker process died; its item is processed again"
+REPEATED = "a worker process died; what it did is done again"
 
 
 # Functions for the workers, which import this module.
@@ -59,8 +59,12 @@ def process_id(_: int) -> int:
 # ----------------------------------------------------------------------------------------------------- on this machine
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_results_come_in_order_and_items_are_read_in_blocks(jobs: int) -> None:
+@pytest.mark.parametrize(("jobs", "threads", "ahead"), [(1, False, 1), (2, False, 12), (2, True, 12)])
+def test_results_come_in_order_and_few_items_are_read_ahead(
+    jobs: int, threads: bool, ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "CHUNK", 2)
+    monkeypatch.setattr(module, "AHEAD", 3)
     read = []
 
     def items() -> Iterator[int]:
@@ -68,9 +72,9 @@ def test_results_come_in_order_and_items_are_read_in_blocks(jobs: int) -> None:
             read.append(number)
             yield number
 
-    with Workers(jobs) as workers:
-        results = workers.map(double, items(), block=10)
-        assert next(results) == 0 and len(read) == 10
+    with Workers(jobs, threads=threads) as workers:
+        results = workers.map(double, items())
+        assert next(results) == 0 and len(read) == ahead
         assert list(results) == [2 * number for number in range(1, 25)]
 
 
@@ -83,21 +87,29 @@ def test_error_of_the_function_is_raised(jobs: int) -> None:
 def test_item_of_a_worker_that_dies_is_processed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with Workers(2) as workers:
         tasks = ((number, tmp_path / "died") for number in range(30))
-        results = list(workers.map(double_or_die_once, tasks, block=10))
+        results = list(workers.map(double_or_die_once, tasks))
     assert results == [double(number) for number in range(30)]
     assert REPEATED in caplog.messages
 
 
-def test_half_written_result_is_computed_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_process_may_die_at_any_time(caplog: pytest.LogCaptureFixture) -> None:
     with Workers(2) as workers:
-        list(workers.map(megabyte, range(2)))  # both have started
-        processes = [worker.process for worker in workers.idle]
-        results = workers.map(megabyte, range(30))
+        processes = set(workers.map(process_id, range(50)))
+        results = workers.map(megabyte, range(100))
         assert next(results) == megabyte(0)
-        time.sleep(0.5)  # until the next results have filled their pipes
-        processes[0].kill()
-        assert list(results) == [megabyte(number) for number in range(1, 30)]
+        for process in processes:
+            os.kill(process, signal.SIGKILL)
+        assert list(results) == [megabyte(number) for number in range(1, 100)]
     assert REPEATED in caplog.messages
+    assert not Path(workers.folder).exists()
+
+
+def test_processes_that_died_between_two_tasks_are_replaced() -> None:
+    with Workers(2) as workers:
+        for process in set(workers.map(process_id, range(50))):
+            os.kill(process, signal.SIGKILL)
+        time.sleep(0.5)
+        assert list(workers.map(double, range(6))) == [double(number) for number in range(6)]
 
 
 def test_workers_can_be_used_after_results_that_nobody_read() -> None:
@@ -108,16 +120,19 @@ def test_workers_can_be_used_after_results_that_nobody_read() -> None:
 
 
 def test_workers_that_die_repeatedly_stop_the_run() -> None:
-    with Workers(2) as workers, pytest.raises(InputError, match=r"died 3 times on [0-3]; probably too little memory"):
+    with (
+        Workers(2) as workers,
+        pytest.raises(InputError, match=r"died 3 times on 0 or the next items"),
+    ):
         list(workers.map(die, range(4)))
 
 
 STARTS_TWO = """
-import time
+import os, time
 from melanoma.dataset.workers import Workers
+from test_workers import process_id
 with Workers(2) as workers:
-    list(workers.map(time.sleep, [0.1, 0.1]))
-    print(*(worker.process.pid for worker in workers.idle), flush=True)
+    print(*set(workers.map(process_id, range(50))), flush=True)
     time.sleep(60)
 """
 
@@ -131,12 +146,12 @@ def is_running(process: int) -> bool:
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").is_file(), reason="looks for the workers in /proc")
 def test_workers_end_with_a_killed_process() -> None:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     command = [sys.executable, "-c", STARTS_TWO]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         found = [int(number) for number in process.stdout.readline().split()]
-        assert len(found) == 2 and all(map(is_running, found))
+        assert found and all(map(is_running, found))
         process.kill()
     deadline = time.monotonic() + 10
     while any(map(is_running, found)):
@@ -150,7 +165,7 @@ def test_workers_end_with_a_killed_process() -> None:
 @pytest.mark.slow
 def test_items_are_processed_on_the_cluster() -> None:
     with dask_cluster.start(1) as cluster, Workers(None, cluster.address) as workers:
-        assert set(workers.map(process_id, range(5), block=2)) == {cluster.workers[0].pid}
+        assert set(workers.map(process_id, range(5))) == {cluster.workers[0].pid}
 
 
 @pytest.mark.slow
@@ -174,6 +189,7 @@ def test_cluster_whose_last_worker_dies_stops_the_run(monkeypatch: pytest.Monkey
 @pytest.mark.slow
 def test_cluster_whose_scheduler_dies_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CLUSTER_TIMEOUT", 5)
+    monkeypatch.setattr(module, "CHUNK", 1)
     with dask_cluster.start(1) as cluster, Workers(None, cluster.address) as workers:
         assert list(workers.map(double, range(1))) == [0]
         results = workers.map(double_slowly, range(4))

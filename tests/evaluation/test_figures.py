@@ -114,7 +114,8 @@ def test_figure_of_doubtful_masks_darkens_what_is_outside(
     records = pipeline.records(own_source, "train")[:15]
     path, drawn = tmp_path / "doubts.png", []
     monkeypatch.setattr(plots, "image_grid", lambda path, rows, title: drawn.append((rows, title)))
-    with Cache(tmp_path / "data", 32) as cache, Workers(1) as workers:
+    cache = Cache(tmp_path / "data", 32)
+    with Workers(1) as workers:
         cache.read(records, workers)
         figures.draw_doubtful_masks(path, [(record, "mask empty") for record in records], cache)
         image, mask = cache.pixels(records[0])
@@ -128,7 +129,8 @@ def test_figure_of_doubtful_masks_darkens_what_is_outside(
 
 def test_figure_of_doubtful_masks_is_removed_if_there_are_none(own_source: Path, tmp_path: Path) -> None:
     records, path = pipeline.records(own_source, "train")[:1], tmp_path / "doubts.png"
-    with Cache(tmp_path / "data", 32) as cache, Workers(1) as workers:
+    cache = Cache(tmp_path / "data", 32)
+    with Workers(1) as workers:
         cache.read(records, workers)
         figures.draw_doubtful_masks(path, [(records[0], "mask empty")], cache)
         with Image.open(path) as image:
