@@ -11,6 +11,7 @@ import multiprocessing.connection
 import os
 import pickle
 import signal
+import sys
 import tempfile
 import threading
 from collections import deque
@@ -50,6 +51,18 @@ def prepare_process() -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+@contextlib.contextmanager
+def without_script() -> Iterator[None]:
+    """Lets processes that start in this context do without the script, whose imports take seconds and memory."""
+    main = sys.modules["__main__"]
+    path = main.__dict__.pop("__file__", None)
+    try:
+        yield
+    finally:
+        if path:
+            main.__file__ = path
 
 
 def apply(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
@@ -92,7 +105,8 @@ class Workers:
                 images under the same paths and run the same code.
             threads: use threads instead of processes.
         """
-        self.jobs, self.cluster, self.threads = jobs or joblib.cpu_count(), cluster, threads
+        self.jobs = jobs or (1 if os.name == "nt" else joblib.cpu_count())  # not tested on Windows
+        self.cluster, self.threads = cluster, threads
         self.executor: Executor | None = None
         self.client: distributed.Client | None = None
         self.files = contextlib.ExitStack()
@@ -116,11 +130,12 @@ class Workers:
         """Starts threads or processes."""
         if self.threads:
             self.executor = ThreadPoolExecutor(self.jobs)
-        else:
-            # Its server imports the script once, and the processes are copies of the server.
-            context = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
-            self.executor = ProcessPoolExecutor(self.jobs, context, prepare_process)
-            self.executor.submit(os.getpid)  # starts the server now
+            return
+        context = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
+        self.executor = ProcessPoolExecutor(self.jobs, context, prepare_process)
+        with without_script():
+            for _ in range(self.jobs):
+                self.executor.submit(os.getpid)  # starts a process
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
