@@ -44,7 +44,7 @@ import keras
 import numpy as np
 
 SEGMENTATION_INPUT = 192  # pixels: side of the input of SegNet and U-Net, at most
-DISTINCT = 512  # images on disk at most; longer epochs repeat them
+DISTINCT = 512  # images on disk at most, or one batch; longer epochs repeat them
 EPOCHS = 2  # of the loop, and as many of the step, after one that compiles
 KERAS, TORCH, TORCH_KEEPING, TORCH_COMPILED = "Keras", "PyTorch", "PyTorch keeping memory", "PyTorch compiled"
 OPENVINO = "OpenVINO"
@@ -154,7 +154,7 @@ def train_keras(network: str, precision: str, measurement: Measurement) -> dict[
     with distributed.devices(measurement.distribute) as devices, tempfile.TemporaryDirectory() as folder:
         batch_size = measurement.batch_size * devices.replicas
         count = batch_size * measurement.steps
-        distinct, path = min(count, DISTINCT), Path(folder) / "images.npy"
+        distinct, path = min(count, max(DISTINCT, batch_size)), Path(folder) / "images.npy"
         model, targets, objective = task(network, distinct, measurement)
         np.save(path, random_images(distinct, measurement.size))
         options = BatchOptions(
