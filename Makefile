@@ -9,18 +9,26 @@ LOCK := $(ENVIRONMENT)/bin/uv pip compile --universal --python-version 3.11 --qu
 # The demo is small, so that the whole chain runs in minutes on two cores. BACKBONE=densenet121 takes longer.
 DEMO := demo
 IN_DEMO := --data $(DEMO)/data --graphics $(DEMO)/graphics
+SAMPLE := --train 480
+SIZE := 96
+SEGMENTATION := --input-size 64 --epochs 4 --learning-rate 3e-3 --ema 0.8 --views 1
 BACKBONE ?= mobilenet
-CLASSIFIER := --backbone $(BACKBONE) --weights none --learning-rate 1e-3
-CLASSIFIER += $(if $(filter mobilenet,$(BACKBONE)),--input-size 64 --epochs 8,--epochs 12)
+TRAINING := --learning-rate 1e-3 $(if $(filter mobilenet,$(BACKBONE)),--input-size 64 --epochs 8,--epochs 12)
+
+# gpu-report: an environment for each library, because they need different versions of CUDA. CPU=1 needs none of them.
+WITH := gpu jax torch
+MINUTES := 10
+ON_CPU := $(if $(CPU),$(ENVIRONMENT)/dev.installed)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-app test-all lint figures lock clean
+.PHONY: help setup demo chain gpu-report test test-app test-all lint figures lock clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*##/\t/' | expand -t 12
 
 $(ENVIRONMENT)/requirements.installed: requirements.txt
 $(ENVIRONMENT)/dev.installed: requirements/dev.txt
+$(WITH:%=$(ENVIRONMENT)/%.installed): $(ENVIRONMENT)/%.installed: requirements/%.txt
 $(ENVIRONMENT)/%.installed:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Python 3.11 to 3.13 is needed, this is " + sys.version.split()[0] + "; use another: make PYTHON=python3.12 ...")'
 	@test -x $(RUN) || $(PYTHON) -m venv $(ENVIRONMENT)
@@ -30,14 +38,26 @@ $(ENVIRONMENT)/%.installed:
 setup: $(ENVIRONMENT)/requirements.installed  ## only create the environment .venv
 
 demo: $(ENVIRONMENT)/requirements.installed  ## run the five scripts on synthetic images: minutes on a CPU, no data or weights to download
+	@$(MAKE) --no-print-directory chain
+
+chain:
 	@rm -rf $(DEMO)
-	$(RUN) -m melanoma.sources.synthetic --out $(DEMO)/source --train 480
-	$(RUN) segmentation_01_preprocessing.py --source $(DEMO)/source $(IN_DEMO) --size 96
-	$(RUN) segmentation_02_segnet_train.py $(IN_DEMO) --network segnet --input-size 64 --epochs 4 --learning-rate 3e-3 --ema 0.8 --views 1
+	$(RUN) -m melanoma.sources.synthetic --out $(DEMO)/source $(SAMPLE)
+	$(RUN) segmentation_01_preprocessing.py --source $(DEMO)/source $(IN_DEMO) --size $(SIZE)
+	$(RUN) segmentation_02_segnet_train.py $(IN_DEMO) --network segnet $(SEGMENTATION)
 	$(RUN) image_mask_array.py $(IN_DEMO)
-	$(RUN) densenet_train.py $(IN_DEMO) $(CLASSIFIER)
+	$(RUN) densenet_train.py $(IN_DEMO) --backbone $(BACKBONE) --weights none $(TRAINING)
 	$(RUN) evaluate.py $(IN_DEMO)
 	@echo; echo "The PNGs:"; ls $(DEMO)/graphics/*.png
+
+gpu-report: $(ON_CPU)  ## measure training and prediction on an NVIDIA GPU in ten minutes; CPU=1: try it at toy size
+ifdef CPU
+	$(RUN) -m benchmarks.gpu_report --cpu --minutes $(MINUTES)
+else
+	@nvidia-smi -L | grep -q '^GPU' || { echo 'nvidia-smi lists no NVIDIA GPU; make gpu-report CPU=1 tries it at toy size' >&2; exit 2; }
+	@for name in $(WITH); do $(MAKE) --no-print-directory ENVIRONMENT=$(ENVIRONMENT)-$$name $(ENVIRONMENT)-$$name/$$name.installed || exit; done
+	$(ENVIRONMENT)-$(firstword $(WITH))/bin/python -m benchmarks.gpu_report --minutes $(MINUTES) --python $(WITH:%=$(ENVIRONMENT)-%/bin/python)
+endif
 
 test: $(ENVIRONMENT)/dev.installed  ## run the quick tests
 	$(PYTEST) -m "not slow"
@@ -79,4 +99,4 @@ lock: $(ENVIRONMENT)/dev.installed  ## update the pinned requirements to the new
 	$(LOCK) requirements/challenge.in -o requirements/challenge.txt
 
 clean:  ## remove the environment and the demo
-	rm -rf $(ENVIRONMENT) $(WITH_GRADIO) $(DEMO)
+	rm -rf $(ENVIRONMENT) $(WITH_GRADIO) $(WITH:%=$(ENVIRONMENT)-%) $(DEMO)
