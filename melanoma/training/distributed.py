@@ -36,7 +36,6 @@ LINGER = 2  # seconds for which a process that has failed stays, so that the oth
 POLLING = 0.1  # seconds
 NUMBER, ADDRESSES = r"\d+", r"([^,]+:\d+)(?:,.*)?"
 HELP = "; see docs/distributed.md"
-
 Prepared = tuple[keras.Model, Any, Any, list[keras.callbacks.Callback]]  # see `Devices.trainer`
 
 
@@ -220,7 +219,8 @@ def together(processes: int) -> Iterator[Parallel]:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # it ignores SIGTERM
     log.info("waiting for %d processes at %s", processes, address)
-    jax.distributed.initialize(address, processes, process, heartbeat_timeout_seconds=HEARTBEAT)
+    here = {"cluster_detection_method": "deactivate"}  # otherwise JAX uses one GPU of a machine under SLURM
+    jax.distributed.initialize(address, processes, process, heartbeat_timeout_seconds=HEARTBEAT, **here)
     try:
         all_devices = data_parallel(process, processes)
         if len(all_devices.exchange(hashlib.sha256(repr(sys.argv[1:]).encode()).hexdigest())) > 1:
