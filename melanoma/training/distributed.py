@@ -219,8 +219,8 @@ def together(processes: int) -> Iterator[Parallel]:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.config.update("jax_enable_preemption_service", False)  # it ignores SIGTERM
     log.info("waiting for %d processes at %s", processes, address)
-    here = {"cluster_detection_method": "deactivate"}  # otherwise JAX uses one GPU of a machine under SLURM
-    jax.distributed.initialize(address, processes, process, heartbeat_timeout_seconds=HEARTBEAT, **here)
+    options: Any = {"cluster_detection_method": "deactivate"}  # otherwise JAX uses one GPU of a machine under SLURM
+    jax.distributed.initialize(address, processes, process, heartbeat_timeout_seconds=HEARTBEAT, **options)
     try:
         all_devices = data_parallel(process, processes)
         if len(all_devices.exchange(hashlib.sha256(repr(sys.argv[1:]).encode()).hexdigest())) > 1:
