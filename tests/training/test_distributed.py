@@ -108,6 +108,11 @@ def test_padding_keeps_the_weights_of_the_rows() -> None:
     assert weights == pytest.approx(np.array([8, 9, 10, 0]) * 4 / 3)
 
 
+def test_epoch_with_replacement_may_have_fewer_rows_than_there_are() -> None:
+    (first, *_), (last, _, weights) = parts(24, 8, 2, seed=0, sampling_weights=np.ones(24), length=13)
+    assert (len(first), len(last)) == (8, 8) and (weights > 0).tolist() == [True] * 5 + [False] * 3
+
+
 def test_validation_rows_have_the_same_weight_in_all_batches() -> None:
     padded = PaddedBatches(Batches(np.arange(11), np.arange(11), 8), 4, for_training=False)
     weights = np.concatenate([padded[index][2] for index in range(2)])
