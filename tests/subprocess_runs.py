@@ -140,6 +140,7 @@ def fit_network(name: Path, devices: distributed.Devices) -> dict[str, list[floa
 def training(out: str, count: int) -> None:
     """Trains the network on `count` devices, process 0 then also on one, and saves weights and histories."""
     callbacks.SECONDS_BETWEEN_SAVES = 0
+    signal.signal(signal.SIGTERM, cli.interrupt)
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 

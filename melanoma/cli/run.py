@@ -29,13 +29,23 @@ DISK_ERRORS = {
 }
 
 
+received: list[int] = []  # signals that end the work
+
+
 class Terminated(KeyboardInterrupt):
     """The process received SIGTERM, for example from a cloud that takes the machine back."""
 
 
-def terminate(signal_number: int, frame: FrameType | None) -> None:
-    """Signal handler that ends the work as Ctrl-C does."""
-    raise Terminated
+def interrupt(signal_number: int, frame: FrameType | None) -> None:
+    """Signal handler that ends the work, for Ctrl-C and SIGTERM."""
+    received.append(signal_number)
+    check_interrupted()
+
+
+def check_interrupted() -> None:
+    """Raises again what `interrupt` raised: NumPy drops an exception that is raised while it converts a JAX array."""
+    if received:
+        raise Terminated if signal.SIGTERM in received else KeyboardInterrupt
 
 
 def resume_hint() -> str:
@@ -50,8 +60,8 @@ def user_message(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, OSError) and error.errno in DISK_ERRORS:
         place = error.filename or "writing a file"
         return f"{place}: {error.strerror}. Fix this and run the command again", InputError.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+    if isinstance(error, KeyboardInterrupt) or received:  # Keras can fail while it ends an interrupted step
+        number = signal.SIGTERM if isinstance(error, Terminated) or signal.SIGTERM in received else signal.SIGINT
         return f"interrupted. To continue, run {resume_hint()}", 128 + number
     advice = hardware.advice(error)
     return (advice, InputError.exit_code) if advice else None
@@ -78,7 +88,10 @@ def run(
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stdout, force=True)
     log.setLevel(logging.INFO)
     logging.getLogger("tensorflow").setLevel(logging.ERROR)  # it warns that several networks are compiled
-    signal.signal(signal.SIGTERM, terminate)
+    received.clear()
+    signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored, as in background jobs
+        signal.signal(signal.SIGINT, interrupt)
     start = time.perf_counter()
     try:
         arguments = parser.parse_args()

@@ -94,18 +94,18 @@ class Batches(keras.utils.PyDataset):
     def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
         """One batch: inputs, targets, and loss weights where there are any."""
         first = index * self.batch_size
-        return self.part(first, min(first + self.batch_size, len(self.order)))
+        return self.part(np.arange(first, min(first + self.batch_size, len(self.order))))
 
-    def part(self, first: int, end: int) -> tuple[np.ndarray, ...]:
-        """The same for the rows from place `first` to before `end` of the epoch's order."""
-        rows, options = self.order[first:end], self.options
+    def part(self, places: np.ndarray) -> tuple[np.ndarray, ...]:
+        """The same for the rows at places of the epoch's order, int (N,)."""
+        rows, options = self.order[places], self.options
         inputs, targets = np.array(self.inputs[rows]), np.array(self.targets[rows])
         weights = None if options.loss_weights is None else options.loss_weights[rows]
         if options.augmentation or options.mixup:
             lower_priority()
             for place, row in enumerate(rows):
                 # A row drawn twice in an epoch must look different; a row that comes once, the same at any batch size.
-                drawn_place = [] if options.sampling_weights is None else [first + place]
+                drawn_place = [] if options.sampling_weights is None else [places[place]]
                 rng = np.random.default_rng([options.seed, self.epoch, row, *drawn_place])
                 inputs[place], augmented_mask = self.augmented(inputs[place], targets[place], rng)
                 if augmented_mask is not None:
@@ -130,3 +130,48 @@ class Batches(keras.utils.PyDataset):
         second, _ = self.augmented(np.array(self.inputs[other]), self.targets[other], rng)
         mixed = fraction * image + (1 - fraction) * second
         return mixed.round().astype(image.dtype), fraction * target + (1 - fraction) * self.targets[other]
+
+
+class PaddedBatches(keras.utils.PyDataset):
+    """One process's part of each batch, with weights; a last batch that the devices cannot divide is padded.
+
+    Padding repeats rows of the batch with weight 0. The weights of the others make up for it, because Keras divides by
+    the number of all rows: in training those of each batch, so that its gradient is that of the rows without padding;
+    in validation those of the epoch, so that its loss is. Only batch normalisation sees the padding: some rows of a
+    padded batch count once more in its statistics.
+    """
+
+    def __init__(
+        self, batches: Batches, devices: int, process: int = 0, processes: int = 1, for_training: bool = True
+    ) -> None:
+        """Sets up the batches.
+
+        Args:
+            batches: of all devices together; their size must be a multiple of the number of devices.
+            devices: of all processes together; each gets as many rows.
+            process: index of this process, from 0.
+            processes: number of processes.
+            for_training: whether for training or validation.
+        """
+        super().__init__(batches.workers, use_multiprocessing=False, max_queue_size=batches.max_queue_size)
+        self.batches, self.devices, self.process, self.processes = batches, devices, process, processes
+        self.for_training = for_training
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return len(self.batches)
+
+    def on_epoch_end(self) -> None:
+        """Draws the order of the next epoch."""
+        self.batches.on_epoch_end()
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, ...]:
+        """This process's part of a batch: inputs, targets, weights."""
+        first = index * self.batches.batch_size
+        rows = min(self.batches.batch_size, self.batches.length - first)
+        padded = np.arange(rows + -rows % self.devices)
+        part = np.array_split(padded, self.processes)[self.process]
+        inputs, targets, *weights = self.batches.part(first + part % rows)
+        counted = rows if self.for_training else self.batches.length
+        weight = np.where(part < rows, 1 + -counted % self.devices / counted, 0)
+        return inputs, targets, (weight * weights[0] if weights else weight).astype(np.float32)

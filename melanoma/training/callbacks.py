@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from melanoma.cli.run import check_interrupted
 from melanoma.errors import InputError
 from melanoma.training import distributed
 from melanoma.training.checkpoints import Checkpoint, State
@@ -125,7 +126,8 @@ class CheckpointCallback(keras.callbacks.Callback):
         self.started = time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, float] | None = None) -> None:
-        """Checks the mean loss from time to time, so that a long epoch with a NaN loss stops early."""
+        """Ends interrupted training, and from time to time checks the mean loss: a long epoch with NaN stops early."""
+        check_interrupted()
         if batch % BATCHES_BETWEEN_CHECKS == 0:
             self.check_loss((logs or {})["loss"])
 

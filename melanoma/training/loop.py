@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from melanoma.cli import hardware
-from melanoma.errors import InputError
 from melanoma.log import log
 from melanoma.models import backbones
 from melanoma.training.batches import Batches
@@ -137,7 +136,7 @@ def fit(
                     verbose=(1 if sys.stdout.isatty() else 2) if run.devices.leads else 0,
                     callbacks=[*average, *copy_back, *run.callbacks, callback],
                 )
-            except (KeyboardInterrupt, InputError):
+            except BaseException:
                 callback.save()
                 raise
     callback.finish()

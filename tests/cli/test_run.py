@@ -1,6 +1,7 @@
 """Exit codes, messages and locks of a script that is run as from a shell."""
 
 import argparse
+import contextlib
 import errno
 import os
 import re
@@ -81,6 +82,15 @@ def test_error_that_the_user_can_fix_is_one_line_with_its_exit_code(
     assert exit_code(monkeypatch, failing(error), *places(tmp_path)) == code
     shown = capsys.readouterr().err
     assert shown.startswith(f"script.py: {message}") and len(shown.splitlines()) == 1
+
+
+def test_interruption_that_a_library_dropped_or_replaced_still_ends_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "received", [])
+    with contextlib.suppress(run.Terminated):  # as NumPy does
+        run.interrupt(signal.SIGTERM, None)
+    with pytest.raises(run.Terminated):
+        run.check_interrupted()
+    assert run.user_message(TypeError()) == ("interrupted. To continue, run the same command", 143)
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), OSError(errno.ECONNRESET, "Connection reset by peer")])
