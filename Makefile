@@ -88,12 +88,11 @@ lock: $(ENVIRONMENT)/dev.installed  ## update the pinned requirements to the new
 	$(LOCK) requirements.in -o requirements.txt
 	$(LOCK) requirements/gpu.in -c requirements.txt -o requirements/gpu.txt
 	$(LOCK) requirements/jax.in -c requirements.txt -o requirements/jax.txt
-	$(LOCK) requirements/cpu.in -c requirements.txt -o requirements/cpu.txt
-	$(LOCK) requirements/export.in -c requirements/cpu.txt -o requirements/export.txt
+	$(LOCK) requirements/export.in -c requirements.txt -o requirements/export.txt
 	$(LOCK) requirements/cluster.in -c requirements.txt -o requirements/cluster.txt
 	$(LOCK) requirements/many.in -c requirements.txt -o requirements/many.txt
 	$(LOCK) requirements/dev.in -c requirements/cluster.txt -c requirements/export.txt -c requirements/many.txt -o requirements/dev.txt
-	$(LOCK) requirements/torch.in -c requirements/cpu.txt -o requirements/torch.txt
+	$(LOCK) requirements/torch.in -c requirements.txt -o requirements/torch.txt
 	$(LOCK) requirements/app.in -o requirements/app.txt
 	$(LOCK) requirements/app_test.in -c requirements/app.txt -o requirements/app_test.txt
 	$(LOCK) requirements/challenge.in -o requirements/challenge.txt

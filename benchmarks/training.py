@@ -86,13 +86,13 @@ def random_images(count: int, size: int) -> np.ndarray:
 class AlternatingBatches(Batches):
     """Every other epoch, from the second on, repeats one batch that is ready in memory."""
 
-    def part(self, first: int, end: int) -> tuple[np.ndarray, ...]:
+    def part(self, places: np.ndarray) -> tuple[np.ndarray, ...]:
         """Rows of the epoch, or as many of the ready batch."""
         if self.epoch % 2 == 0:
-            return super().part(first, end)
+            return super().part(places)
         if not hasattr(self, "ready"):
             self.ready = np.array(self.inputs[: self.batch_size]), np.array(self.targets[: self.batch_size])
-        return self.ready[0][: end - first], self.ready[1][: end - first]
+        return self.ready[0][: len(places)], self.ready[1][: len(places)]
 
 
 class StepTimer(keras.callbacks.Callback):

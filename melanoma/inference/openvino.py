@@ -1,13 +1,12 @@
 """The engine that computes predictions: Keras, or on machines without a GPU the same network compiled by OpenVINO.
 
-OpenVINO (requirements/cpu.txt) is used if it is installed, the processor supports the requested precision, and there
-are enough images. In float32 both engines agree to about the fifth digit.
+OpenVINO is used if the processor supports the requested precision and there are enough images. In float32 both engines
+agree to about the fifth digit.
 """
 
 import contextlib
 import functools
 import hashlib
-import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
 from types import ModuleType
@@ -192,8 +191,6 @@ def obstacle() -> str:
         return "OpenVINO converts networks of the TensorFlow backend only"
     if not hardware.without_gpu():
         return "there is a GPU"
-    if importlib.util.find_spec("openvino") is None:
-        return "OpenVINO is not installed (requirements/cpu.txt)"
     if PRECISIONS[policy][1] not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return f"the processor has no instructions for {policy}"
     return ""

@@ -225,13 +225,6 @@ def reason_for_keras(caplog: pytest.LogCaptureFixture, model: keras.Model, image
     return logged.removeprefix("predictions by keras float32: ")
 
 
-def test_keras_predicts_if_openvino_is_not_installed(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    assert "not installed" in reason_for_keras(caplog, small_network(), make_images(MANY))
-
-
 def test_keras_predicts_on_a_gpu(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(keras.distribution, "list_devices", lambda: ["gpu:0"])
     assert reason_for_keras(caplog, small_network(), make_images(MANY)) == "there is a GPU"
