@@ -162,6 +162,7 @@ def main(arguments: argparse.Namespace) -> None:
     gpus, versions = [] if toy else list_gpus(), {python: list_versions(python) for python in arguments.python}
     machine = {"gpus": gpus, "cores": joblib.cpu_count(), "system": platform.platform(), "versions": versions}
     report = {"machine": machine, "toy": toy, "sizes": TOY if toy else ON_GPU, "measurements": []}
+    blind = set[str]()  # libraries
     for job in [job for job in list_jobs(2 if toy else len(gpus)) if arguments.only in str(job)]:
         left = start + limit - time.monotonic()
         python = next((python for python, found in versions.items() if job.needs() <= set(found)), None)
@@ -169,8 +170,11 @@ def main(arguments: argparse.Namespace) -> None:
             found = {"reason": f"{NOT_MEASURED}: {job.library.split()[0]} is not installed"}
         elif left < LEAST:
             found = {"reason": f"{NOT_MEASURED}: no time left"}
+        elif job.what == CHAIN and job.library in blind:
+            found = {"reason": f"{NOT_MEASURED}: {job.library} does not see the GPU"}
         else:
             found = measure(job, python, min(left, LIMIT * limit), toy)
+        blind |= {job.library} if "does not see the GPU" in found.get("reason", "") else set()
         log.info("%s: %s", job, found.get("reason") or f"measured in {found['seconds']:.0f} s")
         report["measurements"].append(asdict(job) | found)
         write_json(arguments.out / "gpu-report.json", report)

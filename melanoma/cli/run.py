@@ -103,6 +103,7 @@ def run(
                 for folder in folders.values():
                     stack.enter_context(locking.exclusive_lock(folder))
             main(arguments)
+            check_interrupted()
     except BaseException as error:
         if not (message_and_code := user_message(error)):
             raise

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from melanoma.dataset import decode, masks
-from melanoma.dataset.workers import Workers
+from melanoma.dataset.workers import Workers, naming
 from melanoma.log import log, progress
 from melanoma.sources.records import Record
 
@@ -85,13 +85,11 @@ class Cache:
                     self.problems[record] = result
                     continue
                 info = ReadInfo(result.size, result.notes, result.doubts)
-                content = row_of(result)
-                for stream, written in (
-                    (rows, content),
-                    (journal, f"{json.dumps([zlib.crc32(content), key, *astuple(info)])}\n".encode()),
-                ):
-                    stream.write(written)
-                    stream.flush()
+                content, text = row_of(result), f"{json.dumps([key, *astuple(info)])}\n".encode()
+                for stream, written in ((rows, content), (journal, checksum_of(content, text) + b" " + text)):
+                    with naming(stream.name):
+                        stream.write(written)
+                        stream.flush()
                 self.rows[record], self.info[record] = count, info
                 count += 1
 
@@ -100,21 +98,19 @@ class Cache:
         found: dict[str, tuple[int, ReadInfo]] = {}
         rows.seek(0)
         journal.seek(0)
-        end = len(self.header)
+        count, end = 0, len(self.header)
         for line in journal if journal.readline() == self.header else ():
-            try:
-                checksum, key, size, notes, doubts = json.loads(line)
-            except ValueError:
+            checksum, _, text = line.partition(b" ")
+            if not line.endswith(b"\n") or checksum != checksum_of(rows.read(self.ends[-1]), text):
                 break
-            if not line.endswith(b"\n") or zlib.crc32(rows.read(self.ends[-1])) != checksum:
-                break
-            found[key] = len(found), ReadInfo(tuple(size), tuple(notes), tuple(doubts))
-            end += len(line)
-        rows.truncate(len(found) * self.ends[-1])
-        journal.truncate(end if found else 0)
+            key, size, notes, doubts = json.loads(text)
+            found[key] = count, ReadInfo(tuple(size), tuple(notes), tuple(doubts))
+            count, end = count + 1, end + len(line)
+        rows.truncate(count * self.ends[-1])
+        journal.truncate(end if count else 0)
         for stream in (rows, journal):
             stream.seek(0, os.SEEK_END)
-        if not found:
+        if not count:
             journal.write(self.header)
         return found
 
@@ -156,6 +152,11 @@ def row_of(decoded: decode.Decoded) -> bytes:
     """The bytes of thumbnail, image and mask, of 0 where there is no mask."""
     mask = np.zeros((*decoded.image.shape[:2], 1), np.uint8) if decoded.mask is None else decoded.mask
     return b"".join(part.tobytes() for part in (decoded.thumbnail, decoded.image, mask))
+
+
+def checksum_of(row: bytes, text: bytes) -> bytes:
+    """The checksum of a row and of what its line of the journal says."""
+    return b"%d" % zlib.crc32(text, zlib.crc32(row))
 
 
 def key_of(record: Record) -> str:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-ATTEMPTS = 3  # times that processes may die while the same item is the next
+ATTEMPTS = 3  # times that processes may die on the same item
 CHUNK = 8  # items that a worker takes at a time
 AHEAD = 3  # chunks per worker that are processed before their results are wanted
 SMALL = 2048  # bytes: below the 4096 that reach a pipe in one piece
@@ -41,8 +41,10 @@ CLUSTER_TIMEOUT = 30  # seconds to wait for the scheduler of a cluster, and for 
 
 
 def prepare_process() -> None:
-    """Lets a process of the pool leave Ctrl-C to the main process, and end with it."""
+    """Lets a process of the pool leave Ctrl-C and SIGTERM to the main process, and end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if os.name != "nt":
+        os.setpgrp()
     parent = multiprocessing.parent_process()
     assert parent
 
@@ -51,6 +53,15 @@ def prepare_process() -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Names the file in errors of the system that do not, such as a full disk."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 @contextlib.contextmanager
@@ -75,7 +86,7 @@ def to_file(function: Callable[[T], R], items: Sequence[T], folder: str) -> byte
     content = pickle.dumps(apply(function, items))
     if len(content) <= SMALL:
         return content
-    with tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
+    with naming(folder), tempfile.NamedTemporaryFile(dir=folder, delete=False) as file:
         file.write(content)
     return file.name
 
@@ -105,8 +116,11 @@ class Workers:
                 images under the same paths and run the same code.
             threads: use threads instead of processes.
         """
-        self.jobs = jobs or (1 if os.name == "nt" else joblib.cpu_count())  # not tested on Windows
-        self.cluster, self.threads = cluster, threads
+        alone = os.name == "nt" and not threads
+        if alone and (jobs or 1) > 1:
+            raise InputError("--jobs: several processes are not tested on Windows: leave --jobs out")
+        self.jobs, self.cluster, self.threads = jobs or (1 if alone else joblib.cpu_count()), cluster, threads
+        self.chunk = 1 if threads else CHUNK
         self.executor: Executor | None = None
         self.client: distributed.Client | None = None
         self.files = contextlib.ExitStack()
@@ -121,21 +135,15 @@ class Workers:
             self.client = connect(self.cluster)
             self.executor = self.client.get_executor(pure=False)
             self.jobs = max(2, sum(self.client.nthreads().values()))
+        elif self.jobs > 1 and self.threads:
+            self.executor = ThreadPoolExecutor(self.jobs)
         elif self.jobs > 1:
             self.folder = self.files.enter_context(tempfile.TemporaryDirectory(prefix="melanoma_"))
-            self._start()
+            self.executor = self._pool()
         return self
 
-    def _start(self) -> None:
-        """Starts threads or processes."""
-        if self.threads:
-            self.executor = ThreadPoolExecutor(self.jobs)
-            return
-        context = multiprocessing.get_context("spawn" if os.name == "nt" else "forkserver")
-        self.executor = ProcessPoolExecutor(self.jobs, context, prepare_process)
-        with without_script():
-            for _ in range(self.jobs):
-                self.executor.submit(os.getpid)  # starts a process
+    def _pool(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(self.jobs, multiprocessing.get_context("forkserver"), prepare_process)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -165,45 +173,48 @@ class Workers:
             return
         waiting = deque[tuple[list[T], Future[Any]]]()
         iterator = iter(items)
-        try:
-            while chunk := list(itertools.islice(iterator, CHUNK)):
-                waiting.append((chunk, self._submit(function, chunk)))
-                if len(waiting) == AHEAD * self.jobs:
-                    yield from self._next(function, waiting)
-            while waiting:
+        while chunk := list(itertools.islice(iterator, self.chunk)):
+            waiting.append((chunk, self._submit(function, chunk)))
+            if len(waiting) * self.chunk >= AHEAD * CHUNK * self.jobs:
                 yield from self._next(function, waiting)
-        finally:
-            for _, future in waiting:
-                future.cancel()
+        while waiting:
+            yield from self._next(function, waiting)
 
     def _submit(self, function: Callable[[T], R], chunk: list[T]) -> Future[Any]:
         assert self.executor
         if self.threads or self.client:
             return self.executor.submit(apply, function, chunk)
-        try:
-            return self.executor.submit(to_file, function, chunk, self.folder)
-        except BrokenProcessPool:
-            self._start()
-            return self.executor.submit(to_file, function, chunk, self.folder)
+        with without_script():
+            try:
+                return self.executor.submit(to_file, function, chunk, self.folder)
+            except BrokenProcessPool:
+                self.executor = self._pool()
+                return self.executor.submit(to_file, function, chunk, self.folder)
 
     def _next(self, function: Callable[[T], R], waiting: deque[tuple[list[T], Future[Any]]]) -> list[R]:
         """The results of the chunk that waits longest, which is removed."""
-        for attempt in range(ATTEMPTS):
-            try:
-                results = self._wait(waiting[0][1])
-                break
-            except BrokenProcessPool:
-                if attempt == ATTEMPTS - 1:
-                    raise InputError(
-                        f"worker processes died {ATTEMPTS} times on {waiting[0][0][0]!r:.200} or the next items; "
-                        "probably too little memory: --jobs 1 needs the least"
-                    ) from None
-                log.warning("a worker process died; what it did is done again")
-                for place, (chunk, future) in enumerate(waiting):
-                    if isinstance(future.exception(), BrokenProcessPool):
-                        waiting[place] = chunk, self._submit(function, chunk)
-        waiting.popleft()
-        return results if self.threads or self.client else from_file(results)
+        chunk, future = waiting.popleft()
+        try:
+            results = self._wait(future)
+            return results if self.threads or self.client else from_file(results)
+        except BrokenProcessPool:
+            log.warning("a worker process died; what it did is done again")
+            again = [self._process_alone(function, item) for item in chunk]
+            for place, (other, broken) in enumerate(waiting):
+                if isinstance(broken.exception(), BrokenProcessPool):
+                    waiting[place] = other, self._submit(function, other)
+            return again
+
+    def _process_alone(self, function: Callable[[T], R], item: T) -> R:
+        """The result for an item while nothing else is processed, so that it is known which item kills a process."""
+        for _ in range(ATTEMPTS - 1):
+            with contextlib.suppress(BrokenProcessPool):
+                (result,) = from_file(self._submit(function, [item]).result())
+                return result
+        raise InputError(
+            f"worker processes died {ATTEMPTS} times on {item!r:.200}; probably too little memory: --jobs 1 needs the "
+            "least"
+        )
 
     def _wait(self, future: Future[Any]) -> Any:
         """The result of a future, as long as a cluster has workers."""

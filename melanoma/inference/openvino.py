@@ -224,7 +224,7 @@ _converted: WeakKeyDictionary[keras.Model, tuple[bytes, Compiled]] = WeakKeyDict
 def converted(model: keras.Model) -> Compiled:
     """A model compiled with its current weights and precision; cached until these change."""
     digest = hashlib.sha256(keras.config.dtype_policy().name.encode())
-    for weight in model.get_weights():
+    for weight in model.get_weights() if model.trainable else ():  # those of a frozen model stay
         digest.update(weight.tobytes())
     known = _converted.get(model)
     if known is None or known[0] != digest.digest():

@@ -1,6 +1,7 @@
 """The prediction loop of both networks: batches, test-time augmentation, ensembles, out-of-fold predictions."""
 
 import argparse
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -40,7 +41,9 @@ def in_batches(
         yield np.asarray(compute(padded))[: len(batch)]
 
 
-def mean_output(models: Sequence[openvino.Network], images: np.ndarray, views: int) -> np.ndarray:
+def mean_output(
+    models: Sequence[openvino.Network], images: np.ndarray, views: int, batch_size: int = sys.maxsize
+) -> np.ndarray:
     """Mean output over models and, for test-time augmentation, over several views of each image.
 
     Args:
@@ -48,6 +51,7 @@ def mean_output(models: Sequence[openvino.Network], images: np.ndarray, views: i
             are undone before averaging.
         images: uint8 (N, S, S, 3).
         views: number of flips and quarter turns of each image, see `augment.some_views`; 1: the image as it is.
+        batch_size: images per network call, views counted, at most.
 
     Returns:
         float32 (N, C) or (N, S, S, C).
@@ -57,7 +61,8 @@ def mean_output(models: Sequence[openvino.Network], images: np.ndarray, views: i
     used = augment.some_views(views)
     inputs = np.concatenate([augment.flip_rotate(images, view, IMAGE_AXES) for view in used])
     for model in models:
-        outputs = np.split(np.asarray(model.predict_on_batch(inputs)), len(used))
+        output = np.concatenate(list(in_batches(model.predict_on_batch, inputs, batch_size, pad=False)))
+        outputs = np.split(output, len(used))
         for view, output in zip(used, outputs, strict=True):
             total += augment.undo_flip_rotate(output, view, IMAGE_AXES) if is_map else output
     return total / (len(models) * len(used))
@@ -118,6 +123,6 @@ def _blocks(
         for mask in np.unique(masks, axis=0):
             rows = np.flatnonzero((masks == mask).all(axis=1))
             used = [model for model, use in zip(models, mask, strict=True) if use]
-            compute = partial(mean_output, used, views=views)
+            compute = partial(mean_output, used, views=views, batch_size=batch_size)
             result[rows] = np.concatenate(list(in_batches(compute, part[rows], images_per_batch, pad)))
         yield result

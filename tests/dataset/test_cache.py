@@ -113,6 +113,16 @@ def test_rows_from_a_damaged_one_on_are_decoded_again(
     assert count_decoded(tmp_path, records, monkeypatch) == 0
 
 
+def test_records_of_the_same_files_have_rows_of_their_own(
+    records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twice = [records[0], Record("copy", records[0].image, records[0].mask, None), *records[1:]]
+    assert count_decoded(tmp_path, twice, monkeypatch) == len(twice)
+    assert count_decoded(tmp_path, twice, monkeypatch) == 0
+    shutil.copyfile(records[1].image, records[2].image)
+    assert count_decoded(tmp_path, twice, monkeypatch) == 1
+
+
 @pytest.mark.parametrize(("rows", "lines"), [(-1, 0), (5, 0), (0, -1), (0, 5), (-1, -1), (1000, -1)])
 def test_run_that_was_killed_while_it_wrote_is_continued(
     rows: int, lines: int, records: list[Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

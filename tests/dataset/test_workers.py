@@ -122,7 +122,7 @@ def test_workers_can_be_used_after_results_that_nobody_read() -> None:
 def test_workers_that_die_repeatedly_stop_the_run() -> None:
     with (
         Workers(2) as workers,
-        pytest.raises(InputError, match=r"died 3 times on 0 or the next items"),
+        pytest.raises(InputError, match=r"died 3 times on 0; probably too little memory"),
     ):
         list(workers.map(die, range(4)))
 
