@@ -24,6 +24,7 @@ from melanoma.inference.segment import MaskOptions, Segmenter
 from melanoma.metrics import classification
 from melanoma.models import backbones, segmentation
 
+import keras
 import numpy as np
 
 BATCH_SIZE = 16  # images per network call
@@ -64,6 +65,16 @@ class Pipeline:
     made_of: Mapping[str, Any]
     detector: Detector | None = None
     synthetic: bool = False
+
+    def __post_init__(self) -> None:
+        """Freezes the networks, so that OpenVINO need not look for new weights."""
+        for model in self.networks():
+            model.trainable = False
+
+    def networks(self) -> list[keras.Model]:
+        """All networks but that of Grad-CAM."""
+        classifiers = [one.model for part in self.classifier.parts for one in part.classifiers]
+        return [*self.segmenter.models, *classifiers, *([self.detector.features] if self.detector else [])]
 
     def predict(self, images: np.ndarray) -> Predicted:
         """Predicts images, uint8 (N, size, size, 3)."""
@@ -108,9 +119,7 @@ class Pipeline:
 
     def warm_up(self) -> None:
         """Prepares the networks, in seconds, for many predictions of few images each."""
-        classifiers = [one for part in self.classifier.parts for one in part.classifiers]
-        features = [classifiers[0].feature_maps, *([self.detector.features] if self.detector else [])]
-        openvino.convert([*self.segmenter.models, *(one.model for one in classifiers), *features])
+        openvino.convert([*self.networks(), self.classifier.parts[0].classifiers[0].feature_maps])
         self.explain(self.predict(np.zeros((1, self.size, self.size, 3), np.uint8)))
 
     def describe(self) -> str:

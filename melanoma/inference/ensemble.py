@@ -107,7 +107,7 @@ def load(store: Store, name: str, views: int | None = None) -> tuple[Blend, dict
 
 
 def restore(part: dict[str, Any], size: int, paths: Sequence[Path]) -> Ensemble:
-    """The networks described by an entry of `parts` in saved settings, frozen, with the weights of these files.
+    """The networks described by an entry of `parts` in saved settings, with the weights of these files.
 
     Args:
         part: backbone, members, views, calibration, and what Preprocessing lists.
@@ -122,6 +122,5 @@ def restore(part: dict[str, Any], size: int, paths: Sequence[Path]) -> Ensemble:
     for path in paths:
         one = classifier.build(part["backbone"], size, backbones.NONE, preprocessing)
         backbones.load_weights(one.model, path)
-        one.model.trainable = False
         classifiers.append(one)
     return Ensemble(classifiers, list(part["members"]), part["views"], Calibration(**part["calibration"]))

@@ -89,7 +89,7 @@ def is_of_segmentation(weights: str) -> bool:
 
 
 def restore(design: Mapping[str, Any], size: int, paths: Sequence[Path]) -> list[keras.Model]:
-    """Networks of a saved design, frozen, with the weights of these files.
+    """Networks of a saved design with the weights of these files.
 
     Args:
         design: the fields of `Design`.
@@ -102,7 +102,6 @@ def restore(design: Mapping[str, Any], size: int, paths: Sequence[Path]) -> list
     models = [build(Design(**design), size) for _ in paths]
     for model, path in zip(models, paths, strict=True):
         backbones.load_weights(model, path)
-        model.trainable = False
     return models
 
 
