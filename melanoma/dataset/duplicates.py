@@ -207,25 +207,22 @@ def find(thumbnail: Callable[[int], np.ndarray], count: int, workers: Workers) -
         thumbnail: returns the grey thumbnail, uint8 (THUMBNAIL, THUMBNAIL), of an image from 0 to count - 1. It is
             called again for similar pairs, because thumbnails are not kept in memory.
         count: number of images. Memory grows by 3 kB per image; time see docs/data.md.
-        workers: processes that compute descriptors and compare similar pairs.
+        workers: processes that compare similar pairs.
 
     Returns:
         Matches sorted by position. Among images with equal thumbnails, each is matched with the first only.
     """
     first_by_digest: dict[bytes, int] = {}
-    matches, distinct = [], list[int]()
-
-    def distinct_thumbnails() -> Iterator[np.ndarray]:
-        for position in range(count):
-            image = thumbnail(position)
-            first = first_by_digest.setdefault(hashlib.sha256(image.tobytes()).digest(), position)
-            if first != position:
-                matches.append(Match(first, position, 1.0))
-            else:
-                distinct.append(position)
-                yield image
-
-    pairs = find_pairs(np.array(list(workers.map(descriptor, distinct_thumbnails()))))
+    matches, distinct, descriptors = [], [], []
+    for position in range(count):
+        image = thumbnail(position)
+        first = first_by_digest.setdefault(hashlib.sha256(image.tobytes()).digest(), position)
+        if first != position:
+            matches.append(Match(first, position, 1.0))
+        else:
+            distinct.append(position)
+            descriptors.append(descriptor(image))
+    pairs = find_pairs(np.array(descriptors))
     thumbnails = (
         (thumbnail(distinct[first]), augment.flip_rotate(thumbnail(distinct[second]), view))
         for first, second, view in pairs

@@ -43,8 +43,7 @@ CLUSTER_TIMEOUT = 30  # seconds to wait for the scheduler of a cluster, and for 
 def prepare_process() -> None:
     """Lets a process of the pool leave Ctrl-C and SIGTERM to the main process, and end with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if os.name != "nt":
-        os.setpgrp()
+    os.setpgrp()
     parent = multiprocessing.parent_process()
     assert parent
 
